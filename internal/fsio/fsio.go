@@ -1,0 +1,78 @@
+// Package fsio is the file system as the store sees it: one interface, the
+// operating system behind it ([OS]), and a simulated disk ([Sim]) that keeps what
+// is durable apart from what was only written, tears, fails and crashes.
+//
+// Everything in this module that creates, writes, renames or removes a file goes
+// through an [FS]. The rules of durability are those of POSIX, taken at their
+// weakest:
+//
+//   - what was written is durable after a nil Sync or SyncData of that file;
+//   - a created, renamed or removed name is durable after a nil SyncDir of its
+//     directory;
+//   - after a failed Sync nothing is known about the file's unsynced contents, and
+//     syncing that descriptor again proves nothing.
+package fsio
+
+import (
+	"errors"
+	"io"
+	"io/fs"
+)
+
+// ErrLocked is returned by [FS.Lock] when another holder has the lock.
+var ErrLocked = errors.New("locked by another process or store")
+
+// FS is a file system. Names are paths in the operating system's form. Errors are
+// *fs.PathError or wrap one, so errors.Is with fs.ErrNotExist and friends works.
+// All methods may be called concurrently.
+type FS interface {
+	// OpenFile opens name as os.OpenFile does, with the os.O_* flags. Files that
+	// are created get mode perm; a final symbolic link is not followed when the
+	// flags include O_CREATE.
+	OpenFile(name string, flag int, perm fs.FileMode) (File, error)
+	// Rename gives oldname the name newname, replacing a file of that name.
+	Rename(oldname, newname string) error
+	// Remove removes a file or an empty directory.
+	Remove(name string) error
+	// MkdirAll makes the directory and its missing parents with mode perm and
+	// makes their names durable.
+	MkdirAll(name string, perm fs.FileMode) error
+	// ReadDir lists a directory in name order.
+	ReadDir(name string) ([]fs.DirEntry, error)
+	// Lstat describes a name without following a final symbolic link.
+	Lstat(name string) (fs.FileInfo, error)
+	// SyncDir makes the names in a directory durable.
+	SyncDir(name string) error
+	// Lock takes the exclusive lock that file name stands for, creating the file
+	// if needed, or returns an error that wraps ErrLocked. The lock ends with
+	// Close, or with the process, however that ends.
+	Lock(name string) (io.Closer, error)
+}
+
+// File is an open file. ReadAt and WriteAt may be called concurrently.
+type File interface {
+	io.Reader
+	io.ReaderAt
+	io.Writer
+	io.WriterAt
+	io.Seeker
+	io.Closer
+	// Name returns the name given to OpenFile.
+	Name() string
+	// Stat describes the open file, not whatever has its name now.
+	Stat() (fs.FileInfo, error)
+	// Sync makes the contents and the size durable.
+	Sync() error
+	// SyncData is Sync without such metadata as is not needed to read the contents
+	// back (fdatasync). It is what an append to preallocated space wants.
+	SyncData() error
+	// Truncate sets the size.
+	Truncate(size int64) error
+}
+
+// Mapper is an extra power of a File: mapping its current contents read-only into
+// memory. The mapping outlives the file's Close and ends with unmap. Only files
+// that the store itself sealed may be mapped.
+type Mapper interface {
+	Map() (data []byte, unmap func() error, err error)
+}
