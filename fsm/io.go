@@ -1,0 +1,213 @@
+package fsm
+
+import "github.com/dagstore/dagstore/shard"
+
+// Trigger is a kind of input.
+type Trigger uint8
+
+const (
+	// Auto marks transitions that no input triggers: they fire as soon as all
+	// their guards hold. As an input it only has them evaluated (a wake-up).
+	Auto Trigger = iota
+
+	// Requests of callers.
+	Register // Gen, Lazy, Direct
+	Acquire  // NoDownload
+	Release
+	Recover
+	Destroy
+	Cancel  // the caller of Ticket no longer waits
+	Reclaim // remove the local copy if nothing needs it
+
+	// What the store does of itself.
+	Resume    // Heal; once per shard that needs something after a restart
+	Freeze    // the journal has become read-only
+	CloseIdle // close the shared reader and index if nobody uses them
+	Damage    // the shard index was found damaged; Err says how
+
+	// Completions of jobs. Attempt, Err.
+	ProbeDone // Ready, Present
+	FetchDone
+	IndexDone // Info
+	OpenDone  // Fault
+	RemoveDone
+
+	numTriggers
+)
+
+var triggerNames = [numTriggers]string{
+	"auto", "register", "acquire", "release", "recover", "destroy", "cancel", "reclaim",
+	"resume", "freeze", "close-idle", "damage",
+	"probe-done", "fetch-done", "index-done", "open-done", "remove-done",
+}
+
+func (t Trigger) String() string { return triggerNames[t] }
+
+// Input is one thing that happens to one shard. Which fields count is said with
+// the trigger.
+type Input struct {
+	Trigger Trigger
+	Ticket  Ticket
+	Time    int64 // now, in any unit; recorded in Shard.Since
+	Gen     uint64
+	Attempt uint32
+
+	Lazy       bool
+	Direct     bool // the source is read in place
+	NoDownload bool // refuse rather than fetch
+	Ready      bool // the source can be fetched at once
+	Present    bool // a complete local copy is already there
+	Owned      bool // ... and the store made it
+	Fault      Fault
+	Heal       Heal
+	Err        error
+	Info       shard.IndexInfo
+}
+
+// Heal says what becomes of an errored shard after a restart.
+type Heal uint8
+
+const (
+	// HealByHand: it stays errored until it is recovered by request.
+	HealByHand Heal = iota
+	// HealOnAcquire: the first acquire recovers it and waits.
+	HealOnAcquire
+	// HealNow: it is recovered at once.
+	HealNow
+)
+
+// Fault says what a failed open found.
+type Fault uint8
+
+const (
+	// FaultSource: the source cannot be opened or is no longer what was indexed.
+	FaultSource Fault = iota
+	// FaultIndex: the index is missing or damaged; the source is not to blame.
+	FaultIndex
+	// FaultCopy: the local copy is gone or damaged; the source is not to blame.
+	FaultCopy
+)
+
+// Code says how a request ended.
+type Code uint8
+
+const (
+	// OK: done. For an acquire: an accessor is owed, and counted in Refs.
+	OK Code = iota
+	// ErrExists: the key has a life.
+	ErrExists
+	// ErrUnknown: the key has no life, or lost it while the request waited.
+	ErrUnknown
+	// ErrInUse: accessors are open.
+	ErrInUse
+	// ErrNotErrored: there is nothing to recover.
+	ErrNotErrored
+	// ErrErrored: the shard is errored; Cause says why.
+	ErrErrored
+	// ErrFailed: what the request waited for failed; Cause says why.
+	ErrFailed
+	// ErrNoCopy: a download was needed and not wanted.
+	ErrNoCopy
+	// ErrReadOnly: the journal takes no more events.
+	ErrReadOnly
+	// ErrBusy: the copy is needed and was not reclaimed.
+	ErrBusy
+
+	numCodes
+)
+
+var codeNames = [numCodes]string{
+	"ok", "exists", "unknown", "in-use", "not-errored", "errored", "failed", "no-copy", "read-only", "busy",
+}
+
+func (c Code) String() string { return codeNames[c] }
+
+// Reply answers one ticket.
+type Reply struct {
+	Ticket Ticket
+	Code   Code
+	Cause  error
+	// Accessor: the answer is an accessor.
+	Accessor bool
+}
+
+// EffectKind is a kind of work that the machine wants done.
+type EffectKind uint8
+
+const (
+	// StartJob: run Job as Attempt; its completion comes back as an input.
+	StartJob EffectKind = iota
+	// CloseHandle: the shared reader and index are no longer wanted; they close
+	// when the last accessor that uses them does.
+	CloseHandle
+	// Sweep: the life is over: cancel its job, remove all its files, then answer
+	// Ticket.
+	Sweep
+	// NotifyFailure: tell the failure channel.
+	NotifyFailure
+)
+
+// Effect is work that the machine wants done after the step's events are durable.
+type Effect struct {
+	Kind    EffectKind
+	Job     Job
+	Attempt uint32
+	// Fresh: JobProbe and JobFetch must not use what an earlier attempt left.
+	Fresh  bool
+	Ticket Ticket
+	Cause  error
+}
+
+// Event is a fact to be made durable; the caller adds key, place and time.
+type Event struct {
+	Kind shard.Kind
+	Life shard.Life
+}
+
+// Op labels a transition for tracing; the values are those of the store's public
+// OpType, and OpNone is not traced.
+type Op int8
+
+const (
+	OpRegister Op = iota
+	OpInitialize
+	OpMakeAvailable
+	OpDestroy
+	OpAcquire
+	OpFail
+	OpRelease
+	OpRecover
+	OpNone Op = -1
+)
+
+// Traced is one labelled transition that fired, and the state right after it.
+type Traced struct {
+	Op     Op
+	Life   shard.Life
+	Refs   int32
+	Parked int
+	Cause  error
+}
+
+// Out is what a step wants. A caller reuses one Out for many steps.
+type Out struct {
+	Fired   []*Transition
+	Events  []Event
+	Effects []Effect
+	Replies []Reply
+	Traces  []Traced // filled only if Trace is set
+	// Wake lists other shards whose automatic transitions must be evaluated now,
+	// for a slot they wait for became free.
+	Wake []*Shard
+	// Trace asks for Traces.
+	Trace bool
+}
+
+// Reset empties o and keeps its memory.
+func (o *Out) Reset() {
+	o.Fired, o.Events, o.Effects = o.Fired[:0], o.Events[:0], o.Effects[:0]
+	clear(o.Replies)
+	clear(o.Traces)
+	clear(o.Wake)
+	o.Replies, o.Traces, o.Wake = o.Replies[:0], o.Traces[:0], o.Wake[:0]
+}

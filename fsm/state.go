@@ -1,0 +1,303 @@
+package fsm
+
+import (
+	"github.com/dagstore/dagstore/shard"
+)
+
+// Data says where the bytes of a shard are.
+type Data uint8
+
+const (
+	// Absent: the source needs a local copy and there is none.
+	Absent Data = iota
+	// Direct: the source is read in place; there is never a copy.
+	Direct
+	// Probing: a job asks the source whether it exists and is ready, and looks
+	// for a copy that is already there.
+	Probing
+	// Ready: the source can be fetched at once; waiting for a fetch slot.
+	Ready
+	// Slow: the source exists but must prepare (unseal, recall from tape). Its
+	// fetch takes no slot, for it would only idle in it.
+	Slow
+	// Fetching: a job makes the local copy.
+	Fetching
+	// Present: a complete local copy exists.
+	Present
+	// Removing: a job removes the local copy.
+	Removing
+
+	numData
+)
+
+var dataNames = [numData]string{"absent", "direct", "probing", "ready", "slow", "fetching", "present", "removing"}
+
+func (d Data) String() string { return dataNames[d] }
+
+// readable says that the bytes can be opened now.
+func (d Data) readable() bool { return d == Direct || d == Present }
+
+// Index says whether the shard index exists.
+type Index uint8
+
+const (
+	// NoIndex: there is none, or it is not to be trusted.
+	NoIndex Index = iota
+	// Building: a job scans the data and writes the index.
+	Building
+	// Indexed: a durable, valid index of this generation exists.
+	Indexed
+
+	numIndex
+)
+
+var indexNames = [numIndex]string{"absent", "building", "present"}
+
+func (x Index) String() string { return indexNames[x] }
+
+// Handle says whether the reader and the index that accessors share are open.
+type Handle uint8
+
+const (
+	// Closed: nothing is open.
+	Closed Handle = iota
+	// Opening: a job opens the data and the index.
+	Opening
+	// Open: accessors can be handed out at once.
+	Open
+
+	numHandle
+)
+
+var handleNames = [numHandle]string{"closed", "opening", "open"}
+
+func (h Handle) String() string { return handleNames[h] }
+
+// Slot names a shared place that holds tokens for running jobs.
+type Slot uint8
+
+const (
+	// NoSlot: none is needed.
+	NoSlot Slot = iota
+	// FetchSlot: one per concurrent fetch of a source that is ready.
+	FetchSlot
+	// IndexSlot: one per concurrent scan.
+	IndexSlot
+	// OpenSlot: one per concurrent probe or open.
+	OpenSlot
+
+	numSlots
+)
+
+var slotNames = [numSlots]string{"no", "fetch", "index", "open"}
+
+func (s Slot) String() string { return slotNames[s] }
+
+// place is the shared place that the slot's tokens are in.
+func (s Slot) place() Place { return numShardPlaces + Place(s) - 1 }
+
+// Place is a part of the state that a transition may read or write.
+type Place uint8
+
+const (
+	PlaceLife Place = iota
+	PlaceData
+	PlaceIndex
+	PlaceHandle
+	PlaceRefs
+	PlaceParked  // acquires that wait
+	PlaceWaiting // registrations and recoveries that wait for an outcome
+	PlaceFault   // the cause of the last failure, and what it permits
+	PlaceWish    // whether initialisation is wanted without an acquire
+	PlaceJob     // the running job: its kind and attempt
+
+	numShardPlaces
+
+	PlaceFetchSlots = numShardPlaces + Place(FetchSlot) - 1
+	PlaceIndexSlots = numShardPlaces + Place(IndexSlot) - 1
+	PlaceOpenSlots  = numShardPlaces + Place(OpenSlot) - 1
+	PlaceJournal    = numShardPlaces + Place(numSlots) - 1
+
+	numPlaces = PlaceJournal + 1
+)
+
+var placeNames = [numPlaces]string{
+	"life", "data", "index", "handle", "refs", "parked", "waiting", "fault", "wish", "job",
+	"fetch-slots", "index-slots", "open-slots", "journal",
+}
+
+func (p Place) String() string { return placeNames[p] }
+
+// Shared says that all shards have the place in common.
+func (p Place) Shared() bool { return p >= numShardPlaces }
+
+// Places is a set of places.
+type Places uint16
+
+func places(ps ...Place) (set Places) {
+	for _, p := range ps {
+		set |= 1 << p
+	}
+	return set
+}
+
+// Has says whether p is in the set.
+func (s Places) Has(p Place) bool { return s&(1<<p) != 0 }
+
+// List returns the members in order.
+func (s Places) List() (ps []Place) {
+	for p := range numPlaces {
+		if s.Has(p) {
+			ps = append(ps, p)
+		}
+	}
+	return ps
+}
+
+// Ticket names one request of a caller. The machine parks tickets and says in
+// replies which of them are answered; it knows nothing else about callers. Zero
+// means that nobody wants the answer.
+type Ticket uint64
+
+// Shard is the colour of one shard's token: everything the machine knows of one
+// life of one key. The zero value is a key without a life. Only Step changes it.
+type Shard struct {
+	Gen     uint64
+	Life    shard.Life
+	Data    Data
+	Index   Index
+	Handle  Handle
+	Lazy    bool
+	Eager   bool // initialise without waiting for an acquire
+	Owned   bool // the local copy was made by the store and may be removed
+	Healing bool // the next acquire of the errored shard recovers it
+	Fresh   bool // what an earlier attempt left must not be used
+	Retried bool // a rebuild or refetch was begun because an open failed
+	Ailing  bool // available, but the last fetch failed: may be recovered
+	Queued  Slot // the slot place in whose queue the shard stands; NoSlot if none
+	Refs    int32
+	// Attempt numbers the jobs of this life. A completion that carries another
+	// number is outdated.
+	Attempt uint32
+	Parked  []Ticket
+	Waiting []Ticket
+	// Reclaimer is the request that waits for the running removal, if any.
+	Reclaimer Ticket
+	// Cause is why the shard is errored, recovering or ailing; else nil.
+	Cause error
+	// Info sums up the index while Index is Indexed.
+	Info shard.IndexInfo
+	// Since is when each place last changed, in the time given with inputs.
+	Since [numShardPlaces]int64
+
+	job  Job  // the running job
+	slow bool // ... takes no token
+}
+
+// Job returns the running job, or JobNone.
+func (s *Shard) Job() Job { return s.job }
+
+// Idle says that nothing volatile is known of the shard: it can be forgotten and
+// made again from its durable state with the same meaning.
+func (s *Shard) Idle() bool {
+	return s.Refs == 0 && len(s.Parked) == 0 && len(s.Waiting) == 0 && s.job == JobNone &&
+		s.Handle == Closed && s.Queued == NoSlot && !s.Healing && !s.Ailing && !s.Eager
+}
+
+// Job is a kind of asynchronous work. A shard has at most one at a time.
+type Job uint8
+
+const (
+	JobNone Job = iota
+	JobProbe
+	JobFetch
+	JobIndex
+	JobOpen
+	JobRemove
+
+	numJobs
+)
+
+var jobNames = [numJobs]string{"none", "probe", "fetch", "index", "open", "remove"}
+
+func (j Job) String() string { return jobNames[j] }
+
+// Net holds the places that shards share.
+type Net struct {
+	ReadOnly bool // the journal takes no more events
+	slots    [numSlots]slotPlace
+}
+
+type slotPlace struct {
+	cap, used int
+	queue     fifo // of those who wait for a token
+}
+
+// fifo is a queue of shards that can be left from anywhere. Leaving at the front
+// costs nothing; elsewhere it leaves a hole.
+type fifo struct {
+	items []*Shard // nil: a hole
+	head  int      // items[:head] are gone
+	n     int      // shards in the queue
+}
+
+func (f *fifo) push(s *Shard) {
+	f.items = append(f.items, s)
+	f.n++
+}
+
+// first returns the shard at the front, or nil.
+func (f *fifo) first() *Shard {
+	if f.n == 0 {
+		return nil
+	}
+	return f.items[f.head]
+}
+
+// index returns how many stand before s, looking at no more than limit shards;
+// limit if it is not among them.
+func (f *fifo) index(s *Shard, limit int) (i int) {
+	for _, q := range f.items[f.head:] {
+		if q == s || i >= limit {
+			return i
+		}
+		if q != nil {
+			i++
+		}
+	}
+	return i
+}
+
+func (f *fifo) remove(s *Shard) {
+	for i := f.head; i < len(f.items); i++ {
+		if f.items[i] == s {
+			f.items[i] = nil
+			f.n--
+			break
+		}
+	}
+	for f.head < len(f.items) && f.items[f.head] == nil {
+		f.head++
+	}
+	if f.head > 32 && f.head*2 > len(f.items) {
+		kept := copy(f.items, f.items[f.head:])
+		clear(f.items[kept:])
+		f.items, f.head = f.items[:kept], 0
+	}
+}
+
+// NewNet returns a net with the given numbers of slots, each at least one.
+func NewNet(fetch, index, open int) *Net {
+	n := &Net{}
+	for s, c := range map[Slot]int{FetchSlot: fetch, IndexSlot: index, OpenSlot: open} {
+		n.slots[s].cap = max(c, 1)
+	}
+	return n
+}
+
+// Slots returns how many tokens of the place are used, how many there are, and
+// how many shards wait for one.
+func (n *Net) Slots(s Slot) (used, capacity, waiting int) {
+	p := &n.slots[s]
+	return p.used, p.cap, p.queue.n
+}

@@ -1,0 +1,209 @@
+package fsm
+
+import "math/bits"
+
+var (
+	// byTrigger lists the rows of each trigger in table order.
+	byTrigger [numTriggers][]*Transition
+	// autos are the rows of Auto; a set of them is a bit mask over their places here.
+	autos []*Transition
+)
+
+func init() { compile(table) }
+
+// compile derives from the rows what Step needs.
+func compile(rows []*Transition) {
+	byTrigger = [numTriggers][]*Transition{}
+	for _, t := range rows {
+		byTrigger[t.On] = append(byTrigger[t.On], t)
+		if t.On == Auto {
+			t.slotless = nil
+			for _, g := range t.Guards {
+				if !g.slot {
+					t.slotless = append(t.slotless, g)
+				}
+			}
+		}
+	}
+	autos = byTrigger[Auto]
+	for _, t := range rows {
+		t.wakes = 0
+		for i, a := range autos {
+			if a.guardReads()&t.Writes != 0 {
+				t.wakes |= 1 << i
+			}
+		}
+	}
+}
+
+func (t *Transition) guardReads() (set Places) {
+	for _, g := range t.Guards {
+		set |= g.Reads
+	}
+	return set
+}
+
+// Table returns the rows of the machine in order. They must not be changed.
+func Table() []*Transition { return table }
+
+func allHold(guards []*Guard, n *Net, s *Shard, in *Input) bool {
+	for _, g := range guards {
+		if !g.holds(n, s, in) {
+			return false
+		}
+	}
+	return true
+}
+
+// Step applies one input to shard s and adds what follows from it to out. With
+// Auto as the trigger it only evaluates the automatic transitions. It reports
+// whether a row of the trigger fired; that none does cannot happen, and is worth a
+// panic of the caller.
+func (n *Net) Step(s *Shard, in *Input, out *Out) bool {
+	if in.Trigger == Auto {
+		n.settle(s, in, out, 1<<len(autos)-1)
+		return true
+	}
+	for _, t := range byTrigger[in.Trigger] {
+		if allHold(t.Guards, n, s, in) {
+			n.fire(t, s, in, out)
+			n.settle(s, in, out, t.wakes)
+			return true
+		}
+	}
+	return false
+}
+
+// settle fires automatic transitions until none is enabled. Only those that read
+// a place which changed are looked at: the given ones, and whatever those wake. A
+// shard that lacks nothing but a token joins the queue of its place.
+func (n *Net) settle(s *Shard, in *Input, out *Out, pending uint16) {
+	for pending != 0 {
+		i := bits.TrailingZeros16(pending)
+		pending &^= 1 << i
+		t := autos[i]
+		if !allHold(t.slotless, n, s, in) {
+			continue
+		}
+		if t.Slot != NoSlot && !n.admits(t.Slot, s) {
+			n.join(s, t.Slot)
+			continue
+		}
+		n.fire(t, s, in, out)
+		pending |= t.wakes
+	}
+	if s.Queued != NoSlot && !n.wants(s, in) {
+		n.leave(s, out)
+	}
+}
+
+// wants says whether the shard still lacks nothing but the token it queues for.
+func (n *Net) wants(s *Shard, in *Input) bool {
+	for _, t := range autos {
+		if t.Slot == s.Queued && allHold(t.slotless, n, s, in) {
+			return true
+		}
+	}
+	return false
+}
+
+func (n *Net) fire(t *Transition, s *Shard, in *Input, out *Out) {
+	out.Fired = append(out.Fired, t)
+	st := step{net: n, s: s, in: in, out: out}
+	t.do(&st)
+	for w := uint16(t.Writes) & (1<<numShardPlaces - 1); w != 0; w &= w - 1 {
+		s.Since[bits.TrailingZeros16(w)] = in.Time
+	}
+	if t.Op != OpNone {
+		st.trace(t.Op)
+	}
+}
+
+func (t *step) trace(op Op) {
+	if t.out.Trace {
+		s := t.s
+		t.out.Traces = append(t.out.Traces, Traced{Op: op, Life: s.Life, Refs: s.Refs, Parked: len(s.Parked), Cause: s.Cause})
+	}
+}
+
+// Jobs and their tokens.
+
+// slotOf is the place that a running job holds a token of.
+func (s *Shard) slotOf() Slot {
+	switch s.job {
+	case JobProbe, JobOpen:
+		return OpenSlot
+	case JobIndex:
+		return IndexSlot
+	case JobFetch:
+		if !s.slow {
+			return FetchSlot
+		}
+	}
+	return NoSlot
+}
+
+func (t *step) start(job Job, slot Slot) {
+	s := t.s
+	s.job, s.slow = job, slot == NoSlot
+	s.Attempt++
+	if slot != NoSlot {
+		p := &t.net.slots[slot]
+		p.used++
+		t.net.leave(s, t.out)
+		t.net.wakeHead(slot, t.out)
+	}
+	t.out.Effects = append(t.out.Effects, Effect{Kind: StartJob, Job: job, Attempt: s.Attempt, Fresh: s.Fresh})
+}
+
+// endJob ends the running job and gives its token back.
+func (t *step) endJob() {
+	slot := t.s.slotOf()
+	t.s.job = JobNone
+	if slot != NoSlot {
+		t.net.slots[slot].used--
+		t.net.wakeHead(slot, t.out)
+	}
+}
+
+// admits says whether s may take a token now: there is one, and it is not meant
+// for somebody ahead in the queue.
+func (p *slotPlace) admits(s *Shard, queued bool) bool {
+	free := p.cap - p.used
+	if free <= 0 {
+		return false
+	}
+	if !queued {
+		return p.queue.n < free
+	}
+	return p.queue.index(s, free) < free
+}
+
+func (n *Net) admits(slot Slot, s *Shard) bool { return n.slots[slot].admits(s, s.Queued == slot) }
+
+func (n *Net) join(s *Shard, slot Slot) {
+	if s.Queued == slot {
+		return
+	}
+	s.Queued = slot
+	n.slots[slot].queue.push(s)
+}
+
+// leave takes s out of the queue it stands in, and wakes who is next if there is
+// a token for them.
+func (n *Net) leave(s *Shard, out *Out) {
+	if s.Queued == NoSlot {
+		return
+	}
+	slot := s.Queued
+	n.slots[slot].queue.remove(s)
+	s.Queued = NoSlot
+	n.wakeHead(slot, out)
+}
+
+// wakeHead asks for the evaluation of the first in the queue if a token is free.
+func (n *Net) wakeHead(slot Slot, out *Out) {
+	if p := &n.slots[slot]; p.used < p.cap && p.queue.n > 0 {
+		out.Wake = append(out.Wake, p.queue.first())
+	}
+}

@@ -1,0 +1,305 @@
+package fsm
+
+import (
+	"fmt"
+
+	"github.com/dagstore/dagstore/shard"
+)
+
+// Guard is a named condition of a transition.
+type Guard struct {
+	Name string
+	// Reads are the places the condition depends on, beside the input.
+	Reads Places
+	// Need says what must be so, Wakes what would make it so.
+	Need, Wakes string
+
+	slot  bool // asks for a token
+	holds func(*Net, *Shard, *Input) bool
+	have  func(*Net, *Shard, *Input) string
+}
+
+// Transition is a row of the table.
+type Transition struct {
+	Name   string
+	On     Trigger
+	Guards []*Guard
+	// Writes are the places that the outcome may change.
+	Writes Places
+	// Emits are the kinds of event that the outcome makes.
+	Emits []shard.Kind
+	// Slot is the place that the job started by the outcome takes a token from.
+	Slot Slot
+	// Op labels the transition for tracing.
+	Op Op
+	// Does says the outcome in words, for the documentation.
+	Does string
+
+	do func(*step)
+	// wakes are the automatic transitions that read a place this one writes.
+	wakes uint16
+	// slotless are the guards without that for the token.
+	slotless []*Guard
+}
+
+// Reads are the places that the transition's guards and outcome depend on: what
+// is written is read too.
+func (t *Transition) Reads() (set Places) {
+	for _, g := range t.Guards {
+		set |= g.Reads
+	}
+	return set | t.Writes
+}
+
+// step is what an outcome sees.
+type step struct {
+	net *Net
+	s   *Shard
+	in  *Input
+	out *Out
+}
+
+// Guards.
+
+func lifeIs(lives ...shard.Life) *Guard {
+	need := "life is "
+	for i, l := range lives {
+		if i > 0 {
+			need += " or "
+		}
+		need += l.String()
+	}
+	var set uint16
+	for _, l := range lives {
+		set |= 1 << l
+	}
+	return &Guard{
+		Name: need[len("life is "):], Reads: places(PlaceLife), Need: need, Wakes: "a change of the shard's life",
+		holds: func(_ *Net, s *Shard, _ *Input) bool { return set&(1<<s.Life) != 0 },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return "life is " + s.Life.String() },
+	}
+}
+
+func dataIs(name string, wakes string, want ...Data) *Guard {
+	var set uint16
+	for _, d := range want {
+		set |= 1 << d
+	}
+	return &Guard{
+		Name: name, Reads: places(PlaceData), Need: name, Wakes: wakes,
+		holds: func(_ *Net, s *Shard, _ *Input) bool { return set&(1<<s.Data) != 0 },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return "data is " + s.Data.String() },
+	}
+}
+
+func handleIs(h Handle, name, wakes string) *Guard {
+	return &Guard{
+		Name: name, Reads: places(PlaceHandle), Need: name, Wakes: wakes,
+		holds: func(_ *Net, s *Shard, _ *Input) bool { return s.Handle == h },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return "handle is " + s.Handle.String() },
+	}
+}
+
+func slotFree(slot Slot) *Guard {
+	return &Guard{
+		Name: slot.String() + " slot free", slot: true, Reads: places(slot.place()),
+		Need:  "a free " + slot.String() + " slot, and nobody ahead in its queue",
+		Wakes: "the end of a job that holds a " + slot.String() + " slot",
+		holds: func(n *Net, s *Shard, _ *Input) bool { return n.admits(slot, s) },
+		have: func(n *Net, s *Shard, _ *Input) string {
+			p := &n.slots[slot]
+			return fmt.Sprintf("%d of %d %s slots in use, %d ahead in the queue", p.used, p.cap, slot, p.queue.index(s, p.queue.n))
+		},
+	}
+}
+
+// onInput makes a guard that looks at the input only.
+func onInput(name string, holds func(*Input) bool) *Guard {
+	return &Guard{
+		Name: name, Need: name, Wakes: "another input",
+		holds: func(_ *Net, _ *Shard, in *Input) bool { return holds(in) },
+		have:  func(*Net, *Shard, *Input) string { return "the input says otherwise" },
+	}
+}
+
+// on makes a guard over places of the shard.
+func on(name string, reads Places, wakes string, holds func(*Shard) bool, have func(*Shard) string) *Guard {
+	return &Guard{
+		Name: name, Reads: reads, Need: name, Wakes: wakes,
+		holds: func(_ *Net, s *Shard, _ *Input) bool { return holds(s) },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return have(s) },
+	}
+}
+
+func haveRefs(s *Shard) string   { return fmt.Sprintf("%d accessors open or being delivered", s.Refs) }
+func haveParked(s *Shard) string { return fmt.Sprintf("%d acquires wait", len(s.Parked)) }
+func haveJob(s *Shard) string    { return "running job: " + s.job.String() }
+func haveCause(s *Shard) string {
+	if s.Cause == nil {
+		return "no failure"
+	}
+	return "last failure: " + s.Cause.Error()
+}
+
+var (
+	gNoLife  = lifeIs(shard.None)
+	gHasLife = lifeIs(shard.Registered, shard.Initialising, shard.Available, shard.Errored, shard.Recovering)
+	gErrored = lifeIs(shard.Errored)
+	gAvail   = lifeIs(shard.Available)
+	gUnborn  = lifeIs(shard.Registered)
+	gMaking  = lifeIs(shard.Initialising, shard.Recovering)
+
+	gWritable = &Guard{
+		Name: "journal writable", Reads: places(PlaceJournal), Need: "the journal takes events", Wakes: "reopening the store",
+		holds: func(n *Net, _ *Shard, _ *Input) bool { return !n.ReadOnly },
+		have:  func(*Net, *Shard, *Input) string { return "the journal is read-only" },
+	}
+	gReadOnly = &Guard{
+		Name: "journal read-only", Reads: places(PlaceJournal), Need: "the journal is read-only", Wakes: "a failure of the journal",
+		holds: func(n *Net, _ *Shard, _ *Input) bool { return n.ReadOnly },
+		have:  func(*Net, *Shard, *Input) string { return "the journal is writable" },
+	}
+
+	gRefs     = on("accessors open", places(PlaceRefs), "an acquire", func(s *Shard) bool { return s.Refs > 0 }, haveRefs)
+	gNoRefs   = on("no accessor open", places(PlaceRefs), "closing the open accessors", func(s *Shard) bool { return s.Refs == 0 }, haveRefs)
+	gParked   = on("an acquire waits", places(PlaceParked), "an acquire", func(s *Shard) bool { return len(s.Parked) > 0 }, haveParked)
+	gNoParked = on("no acquire waits", places(PlaceParked), "the waiting acquires being answered", func(s *Shard) bool { return len(s.Parked) == 0 }, haveParked)
+	gNoJob    = on("no job running", places(PlaceJob), "the end of the running job", func(s *Shard) bool { return s.job == JobNone }, haveJob)
+
+	gOpen    = handleIs(Open, "handle is open", "an acquire that opens it")
+	gNotOpen = on("handle is not open", places(PlaceHandle), "the handle closing",
+		func(s *Shard) bool { return s.Handle != Open }, func(s *Shard) string { return "handle is " + s.Handle.String() })
+	gClosed = handleIs(Closed, "handle is closed", "the handle closing")
+
+	gAbsent   = dataIs("no local copy", "the copy being removed", Absent)
+	gReady    = dataIs("source probed and ready", "the end of the probe", Ready)
+	gSlow     = dataIs("source probed and preparing", "the end of the probe", Slow)
+	gReadable = dataIs("data readable", "the end of the fetch", Direct, Present)
+	gPresent  = dataIs("local copy present", "a fetch", Present)
+	gNoIndex  = on("no index", places(PlaceIndex), "the index being dropped",
+		func(s *Shard) bool { return s.Index == NoIndex }, func(s *Shard) string { return "index is " + s.Index.String() })
+
+	gHealing = on("recovers on acquire", places(PlaceFault), "a restart with that policy",
+		func(s *Shard) bool { return s.Healing }, haveCause)
+	gNotHealing = on("does not recover on acquire", places(PlaceFault), "a recover request",
+		func(s *Shard) bool { return !s.Healing }, haveCause)
+	gFirstTry = on("no second try yet", places(PlaceFault), "a successful open",
+		func(s *Shard) bool { return !s.Retried }, haveCause)
+	gSecondTry = on("second try already made", places(PlaceFault), "a failed open",
+		func(s *Shard) bool { return s.Retried }, haveCause)
+	gWanted = on("initialisation wanted", places(PlaceParked, PlaceWish), "an acquire",
+		func(s *Shard) bool { return s.Eager || len(s.Parked) > 0 }, haveParked)
+	// gRecoverable: errored, or available with a failed fetch and nothing under way.
+	gRecoverable = on("errored, or available with a failed fetch", places(PlaceLife, PlaceFault, PlaceJob), "a failure",
+		func(s *Shard) bool {
+			return s.Life == shard.Errored || s.Life == shard.Available && s.Ailing && s.job == JobNone
+		}, func(s *Shard) string { return "life is " + s.Life.String() + ", " + haveCause(s) })
+	// gMending: what a recovery would do is being done.
+	gMending = on("already being mended", places(PlaceLife, PlaceFault, PlaceJob), "a recovery",
+		func(s *Shard) bool {
+			return s.Life == shard.Recovering || s.Life == shard.Available && s.Ailing && s.job != JobNone
+		}, func(s *Shard) string { return "life is " + s.Life.String() + ", " + haveJob(s) })
+	gHealthy = on("nothing to recover", places(PlaceLife, PlaceFault), "a failure",
+		func(s *Shard) bool {
+			return s.Life == shard.Registered || s.Life == shard.Initialising || s.Life == shard.Available && !s.Ailing
+		}, func(s *Shard) string { return "life is " + s.Life.String() + ", " + haveCause(s) })
+	// gWantsData: somebody waits for bytes.
+	gWantsData = on("bytes wanted", places(PlaceLife, PlaceParked), "an acquire",
+		func(s *Shard) bool {
+			return s.Life == shard.Initialising || s.Life == shard.Recovering || s.Life == shard.Available && len(s.Parked) > 0
+		}, func(s *Shard) string { return "life is " + s.Life.String() + ", " + haveParked(s) })
+	gReclaimable = on("nobody needs the copy", places(PlaceRefs, PlaceParked, PlaceJob, PlaceLife), "the last accessor closing",
+		func(s *Shard) bool {
+			return s.Refs == 0 && len(s.Parked) == 0 && s.job == JobNone && (s.Life == shard.Available || s.Life == shard.Errored)
+		}, func(s *Shard) string { return haveRefs(s) + ", " + haveParked(s) + ", " + haveJob(s) })
+	gNotReclaimable = on("somebody needs the copy", places(PlaceRefs, PlaceParked, PlaceJob, PlaceLife), "an acquire",
+		func(s *Shard) bool { return !gReclaimable.holds(nil, s, nil) }, haveRefs)
+	gOwned = on("copy made by the store", places(PlaceData), "a fetch",
+		func(s *Shard) bool { return s.Data == Present && s.Owned }, func(s *Shard) string { return "data is " + s.Data.String() })
+	gNotOwned = on("no copy made by the store", places(PlaceData), "removing the copy",
+		func(s *Shard) bool { return !(s.Data == Present && s.Owned) }, func(s *Shard) string { return "data is " + s.Data.String() })
+
+	// gNoFetch: serving the request without a download is possible or not asked.
+	gNoFetch = &Guard{
+		Name: "no unwanted download", Reads: places(PlaceData), Need: "a local copy, or leave to download", Wakes: "a fetch",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return !needsDownload(s, in) },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return "data is " + s.Data.String() },
+	}
+	gWouldFetch = &Guard{
+		Name: "unwanted download", Reads: places(PlaceData), Need: "a download that the request forbids", Wakes: "the copy being removed",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return needsDownload(s, in) },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return "data is " + s.Data.String() },
+	}
+
+	gIsParked = &Guard{
+		Name: "ticket parked", Reads: places(PlaceParked), Need: "the ticket is a waiting acquire", Wakes: "nothing",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return has(s.Parked, in.Ticket) },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return haveParked(s) },
+	}
+	gIsWaiting = &Guard{
+		Name: "ticket waiting", Reads: places(PlaceWaiting), Need: "the ticket is a waiting registration or recovery", Wakes: "nothing",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return has(s.Waiting, in.Ticket) },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return fmt.Sprintf("%d wait", len(s.Waiting)) },
+	}
+	gIsGone = &Guard{
+		Name: "ticket answered", Reads: places(PlaceParked, PlaceWaiting), Need: "the ticket was answered", Wakes: "nothing",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return !has(s.Parked, in.Ticket) && !has(s.Waiting, in.Ticket) },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return haveParked(s) },
+	}
+
+	gOK      = onInput("ok", func(in *Input) bool { return in.Err == nil })
+	gFailed  = onInput("failed", func(in *Input) bool { return in.Err != nil })
+	gFound   = onInput("copy found", func(in *Input) bool { return in.Present })
+	gMissing = onInput("no copy found", func(in *Input) bool { return !in.Present })
+	gIsReady = onInput("source ready", func(in *Input) bool { return in.Ready })
+	gIsSlow  = onInput("source preparing", func(in *Input) bool { return !in.Ready })
+
+	gBadSource = onInput("source at fault", func(in *Input) bool { return in.Fault == FaultSource })
+	gBadIndex  = onInput("index at fault", func(in *Input) bool { return in.Fault == FaultIndex })
+	gBadCopy   = onInput("copy at fault", func(in *Input) bool { return in.Fault == FaultCopy })
+
+	// gCannotMend: only a copy can be mended without recording anything, once.
+	gCannotMend = &Guard{
+		Name: "cannot be mended unrecorded", Reads: places(PlaceFault), Need: "the source or the index at fault, or a second try",
+		Wakes: "reopening the store",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return in.Fault != FaultCopy || s.Retried },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return haveCause(s) },
+	}
+
+	gHealHand    = onInput("policy: by hand", func(in *Input) bool { return in.Heal == HealByHand })
+	gHealAcquire = onInput("policy: on acquire", func(in *Input) bool { return in.Heal == HealOnAcquire })
+	gHealNow     = onInput("policy: now", func(in *Input) bool { return in.Heal == HealNow })
+)
+
+// isCurrent guards the completions of job: the shard runs that job, and this is
+// the attempt.
+func isCurrent(job Job) *Guard {
+	return &Guard{
+		Name: "current " + job.String() + " job", Reads: places(PlaceJob),
+		Need: "the running job is this attempt", Wakes: "nothing: the completion is outdated",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return s.job == job && s.Attempt == in.Attempt },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return fmt.Sprintf("job %s, attempt %d", s.job, s.Attempt) },
+	}
+}
+
+func isOutdated(job Job) *Guard {
+	return &Guard{
+		Name: "outdated " + job.String() + " job", Reads: places(PlaceJob),
+		Need: "the running job is another", Wakes: "nothing",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return s.job != job || s.Attempt != in.Attempt },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return fmt.Sprintf("job %s, attempt %d", s.job, s.Attempt) },
+	}
+}
+
+func needsDownload(s *Shard, in *Input) bool {
+	return in.NoDownload && (s.Data == Absent || s.Data == Removing)
+}
+
+func has(ts []Ticket, t Ticket) bool {
+	for _, x := range ts {
+		if x == t {
+			return true
+		}
+	}
+	return false
+}
