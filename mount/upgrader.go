@@ -1,0 +1,617 @@
+package mount
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"log/slog"
+	"net/url"
+	"os"
+	"path/filepath"
+	"runtime/debug"
+	"sync"
+	"sync/atomic"
+
+	"github.com/dagstore/dagstore/internal/fsio"
+)
+
+// ErrDiscarded is returned to those who were waiting for a fetch when the copy it
+// was to make was discarded. Fetching again starts afresh.
+var ErrDiscarded = errors.New("the local copy was discarded while it was being fetched")
+
+// errAbandoned ends a fetch that nobody waits for any more.
+var errAbandoned = errors.New("nobody waits for this fetch any more")
+
+// Throttler bounds how many fetches run at once; package throttle has some.
+type Throttler interface {
+	Do(context.Context, func(ctx context.Context) error) error
+}
+
+// UpgradeOptions say where an Upgrader keeps its copy and what the copy must be
+// like. Dir and Name are required.
+type UpgradeOptions struct {
+	// FS is where copies are written, the operating system's if nil.
+	FS fsio.FS
+	// Dir is the directory of the copies. It is made when it is first needed.
+	Dir string
+	// Name names the copy within Dir, as [CopyName] does. No two Upgraders that are
+	// in use may share one.
+	Name string
+	// Initial is the path of a complete copy that somebody else owns, or empty.
+	// While it exists it is used in place of a copy of our own. It is never
+	// changed, renamed or removed.
+	Initial string
+	// Throttler bounds fetches from sources that are ready; nil does not.
+	Throttler Throttler
+	// Check judges a new copy before it is kept: an error drops it and fails the
+	// fetch. r is good until Check returns.
+	Check func(ctx context.Context, r io.ReaderAt, size int64) error
+	// ExpectSize is the size that the source must have, if known; else 0. A copy of
+	// another size is not used but fetched again, and a source of another size is
+	// refused with ErrSourceChanged.
+	ExpectSize int64
+	// MaxSize bounds what is fetched from a source that does not tell its size; 0
+	// means no bound.
+	MaxSize int64
+	// Logger hears of copies that had to be dropped; nil is silent.
+	Logger *slog.Logger
+}
+
+// Upgrader makes a complete local copy of a mount that cannot seek or be read at
+// offsets, and serves readers from it. A mount that can do both is passed through:
+// no copy is made.
+//
+// All who want the copy while it is missing share one fetch. They join and leave
+// it with contexts of their own; the fetch has another, which ends when the last
+// of them has left, at Discard, or at Close. A fetch that fails leaves nothing
+// behind, neither on disk nor here: the next one starts afresh.
+//
+//	copy visible ⇒ complete ∧ size as promised ∧ checked ∧ durable
+//
+// Removing a copy harms no reader: each keeps the descriptor it was opened with.
+type Upgrader struct {
+	underlying  Mount
+	passthrough bool
+	opts        UpgradeOptions
+	fs          fsio.FS
+	log         *slog.Logger
+	path        string // of our own complete copy
+
+	fetches atomic.Int64
+	wg      sync.WaitGroup
+
+	// disk is held while our own copy is given its name or loses it, and taken
+	// before mu.
+	disk sync.Mutex
+
+	mu struct {
+		sync.Mutex
+		flight  *flight // the fetch that newcomers join; nil if there is none
+		initial string  // Initial until Discard
+		closed  bool
+	}
+}
+
+// flight is one fetch under way.
+type flight struct {
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	waiters int           // guarded by Upgrader.mu
+	done    chan struct{} // closed when err is set
+	err     error
+}
+
+var _ Mount = (*Upgrader)(nil)
+
+// NeedsCopy tells whether a mount that describes itself so needs a local copy to
+// be served from: whether it lacks seeking or reading at offsets. A remote mount
+// that can do both is read in place, as operators of such mounts expect: a second
+// copy of a sealed sector would double their disks.
+func NeedsCopy(info Info) bool { return !info.AccessSeek || !info.AccessRandom }
+
+// NewUpgrader returns an Upgrader for underlying. It does no I/O.
+func NewUpgrader(underlying Mount, opts UpgradeOptions) (*Upgrader, error) {
+	if underlying == nil {
+		return nil, errors.New("upgrade mount: no mount")
+	}
+	info := underlying.Info()
+	if !info.AccessSequential {
+		return nil, fmt.Errorf("upgrade mount: %T cannot be read sequentially", underlying)
+	}
+	if !validCopyName(opts.Name) || opts.Dir == "" {
+		return nil, fmt.Errorf("upgrade mount: copy %q in directory %q: want a name made by CopyName and a directory", opts.Name, opts.Dir)
+	}
+	u := &Upgrader{
+		underlying:  underlying,
+		passthrough: !NeedsCopy(info),
+		opts:        opts,
+		fs:          opts.FS,
+		log:         opts.Logger,
+		path:        filepath.Join(opts.Dir, opts.Name+completeSuffix),
+	}
+	if u.fs == nil {
+		u.fs = fsio.OS()
+	}
+	if u.log == nil {
+		u.log = slog.New(slog.DiscardHandler)
+	}
+	u.mu.initial = opts.Initial
+	return u, nil
+}
+
+// Upgrade is the predecessor's constructor: copies go to rootdir (the system's
+// directory for temporary files if empty) under a name made from key, and initial
+// is [UpgradeOptions].Initial.
+func Upgrade(underlying Mount, throttler Throttler, rootdir, key string, initial string) (*Upgrader, error) {
+	if rootdir == "" {
+		rootdir = os.TempDir()
+	}
+	return NewUpgrader(underlying, UpgradeOptions{
+		Dir:       rootdir,
+		Name:      CopyName(0, key),
+		Initial:   initial,
+		Throttler: throttler,
+	})
+}
+
+// Fetch returns a reader of the local copy, fetching it first if it is missing. ctx
+// bounds the wait of this caller only. The reader is the caller's to close; it
+// stays good whatever happens to the copy or the Upgrader.
+func (u *Upgrader) Fetch(ctx context.Context) (Reader, error) {
+	if u.passthrough {
+		if u.isClosed() {
+			return nil, ErrClosed
+		}
+		return u.underlying.Fetch(ctx)
+	}
+	return ensured(u, ctx, u.openCopy)
+}
+
+// Ensure makes the local copy present, fetching it if it is missing. ctx bounds the
+// wait of this caller only.
+func (u *Upgrader) Ensure(ctx context.Context) error {
+	if u.passthrough {
+		return nil
+	}
+	_, err := ensured(u, ctx, func() (string, error) {
+		path, _, err := u.findCopy()
+		return path, err
+	})
+	return err
+}
+
+// ensured calls get, which reports a missing copy as fs.ErrNotExist, and has the
+// copy fetched until get succeeds.
+func ensured[T any](u *Upgrader, ctx context.Context, get func() (T, error)) (v T, err error) {
+	// Somebody may remove the copy just after it was made; that this happens time
+	// and again is not worth waiting for.
+	for range 4 {
+		if u.isClosed() {
+			return v, ErrClosed
+		}
+		if v, err = get(); !errors.Is(err, fs.ErrNotExist) {
+			return v, err
+		}
+		if err := u.await(ctx); err != nil {
+			return v, err
+		}
+	}
+	return v, fmt.Errorf("local copy vanished as often as it was fetched: %w", err)
+}
+
+// findCopy returns the path of the copy to read: Initial while it exists, else our
+// own. Its error wraps fs.ErrNotExist if there is neither.
+func (u *Upgrader) findCopy() (path string, own bool, err error) {
+	u.mu.Lock()
+	initial := u.mu.initial
+	u.mu.Unlock()
+	if initial != "" && u.usableInitial(initial) {
+		return initial, false, nil
+	}
+	st, err := u.fs.Lstat(u.path)
+	switch {
+	case err != nil:
+		return "", true, err
+	case !st.Mode().IsRegular():
+		return "", true, fmt.Errorf("local copy %q: %w but %s; remove it", u.path, ErrNotRegular, st.Mode().Type())
+	case u.opts.ExpectSize > 0 && st.Size() != u.opts.ExpectSize:
+		u.log.Warn("local copy has the wrong size and is fetched again", "path", u.path, "size", st.Size(), "want", u.opts.ExpectSize)
+		return "", true, &fs.PathError{Op: "open", Path: u.path, Err: fs.ErrNotExist}
+	}
+	return u.path, true, nil
+}
+
+// usableInitial tells whether the caller's copy is there: a regular file of the
+// right size, or a symbolic link to one, which is the caller's to make.
+func (u *Upgrader) usableInitial(path string) bool {
+	st, err := u.fs.Lstat(path)
+	if err == nil && st.Mode().Type() == fs.ModeSymlink {
+		var f fsio.File
+		if f, err = u.fs.OpenFile(path, openFlags, 0); err == nil {
+			st, err = f.Stat()
+			f.Close()
+		}
+	}
+	return err == nil && st.Mode().IsRegular() && (u.opts.ExpectSize <= 0 || st.Size() == u.opts.ExpectSize)
+}
+
+// openCopy opens the copy that findCopy finds.
+func (u *Upgrader) openCopy() (Reader, error) {
+	path, own, err := u.findCopy()
+	if err != nil {
+		return nil, err
+	}
+	f, err := u.fs.OpenFile(path, openFlags, 0)
+	if err != nil {
+		return nil, err
+	}
+	st, err := f.Stat()
+	if err == nil && !st.Mode().IsRegular() {
+		err = fmt.Errorf("open %q: %w but %s", path, ErrNotRegular, st.Mode().Type())
+	}
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	r := &copyReader{f: f, size: st.Size()}
+	if m, ok := f.(fsio.Mapper); ok && own {
+		return &sealedReader{copyReader: r, Mapper: m}, nil
+	}
+	return r, nil
+}
+
+// copyReader reads a copy. It hides the methods of the file that could change it.
+type copyReader struct {
+	f      fsio.File
+	size   int64
+	closed atomic.Bool
+}
+
+func (r *copyReader) Read(p []byte) (int, error)                   { return r.f.Read(p) }
+func (r *copyReader) ReadAt(p []byte, off int64) (int, error)      { return r.f.ReadAt(p, off) }
+func (r *copyReader) Seek(offset int64, whence int) (int64, error) { return r.f.Seek(offset, whence) }
+func (r *copyReader) Stat() (fs.FileInfo, error)                   { return r.f.Stat() }
+func (r *copyReader) Size() int64                                  { return r.size }
+func (r *copyReader) Close() error {
+	if r.closed.Swap(true) {
+		return nil
+	}
+	return r.f.Close()
+}
+
+// sealedReader reads a copy that this package sealed, which may also be mapped.
+type sealedReader struct {
+	*copyReader
+	fsio.Mapper
+}
+
+// await joins the fetch under way, or starts one, and waits for its end.
+func (u *Upgrader) await(ctx context.Context) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	u.mu.Lock()
+	if u.mu.closed {
+		u.mu.Unlock()
+		return ErrClosed
+	}
+	f := u.mu.flight
+	if f == nil {
+		f = u.startLocked()
+	}
+	f.waiters++
+	u.mu.Unlock()
+
+	select {
+	case <-f.done:
+		return f.err
+	case <-ctx.Done():
+		u.leave(f)
+		return ctx.Err()
+	}
+}
+
+// leave takes one waiter off f; the last one ends it.
+func (u *Upgrader) leave(f *flight) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if f.waiters--; f.waiters == 0 {
+		u.dropLocked(f, errAbandoned)
+	}
+}
+
+// dropLocked ends f early. Newcomers no longer join it, and it can no longer make
+// its copy visible.
+func (u *Upgrader) dropLocked(f *flight, cause error) {
+	if u.mu.flight == f {
+		u.mu.flight = nil
+		f.cancel(cause)
+	}
+}
+
+func (u *Upgrader) startLocked() *flight {
+	f := &flight{done: make(chan struct{})}
+	f.ctx, f.cancel = context.WithCancelCause(context.Background())
+	u.mu.flight = f
+	u.wg.Go(func() { u.fly(f) })
+	return f
+}
+
+// fly runs one fetch to its end and tells the waiters.
+func (u *Upgrader) fly(f *flight) {
+	err := u.fetchCopy(f)
+	if cause := context.Cause(f.ctx); err != nil && cause != nil {
+		err = cause // what it failed of is only how the cancellation showed
+	}
+	if err != nil {
+		err = fmt.Errorf("fetch %T to a local copy: %w", u.underlying, err)
+	}
+	u.mu.Lock()
+	if u.mu.flight == f {
+		u.mu.flight = nil
+	}
+	u.mu.Unlock()
+	f.cancel(nil)
+	f.err = err
+	close(f.done)
+}
+
+// fetchCopy makes the copy present. A panic of the mount's becomes an error: it
+// must not end the process and with it all other shards.
+func (u *Upgrader) fetchCopy(f *flight) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("panic: %v\n%s", p, debug.Stack())
+		}
+	}()
+	// The copy may have been completed between a waiter's look and its joining.
+	if _, _, err := u.findCopy(); !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	st, err := u.underlying.Stat(f.ctx)
+	if err != nil {
+		return err
+	}
+	if !st.Exists {
+		return ErrNotFound
+	}
+	want, err := u.wantSize(st)
+	if err != nil {
+		return err
+	}
+	run := func(ctx context.Context) error { return u.transfer(ctx, f, want) }
+	if st.Ready && u.opts.Throttler != nil {
+		return u.opts.Throttler.Do(f.ctx, run)
+	}
+	// Waiting for a source that is not ready must not keep others from fetching.
+	return run(f.ctx)
+}
+
+// wantSize returns the size that the copy must have, or -1 if nobody knows.
+func (u *Upgrader) wantSize(st Stat) (int64, error) {
+	switch want := u.opts.ExpectSize; {
+	case want > 0 && st.Size > 0 && st.Size != want:
+		return 0, fmt.Errorf("%w: it has %d bytes, and had %d when it was indexed", ErrSourceChanged, st.Size, want)
+	case want > 0:
+		return want, nil
+	case st.Size > 0:
+		return st.Size, nil
+	}
+	return -1, nil
+}
+
+// transfer streams the source into a temporary file and makes that the copy.
+func (u *Upgrader) transfer(ctx context.Context, f *flight, want int64) (err error) {
+	u.fetches.Add(1)
+	src, err := u.underlying.Fetch(ctx)
+	if err != nil {
+		return err
+	}
+	closeSrc := sync.OnceValue(src.Close)
+	defer closeSrc()
+	// A source that does not watch its context is woken by closing it.
+	defer context.AfterFunc(ctx, func() { closeSrc() })()
+
+	if err := u.fs.MkdirAll(u.opts.Dir, 0o700); err != nil {
+		return err
+	}
+	temp := tempName(u.opts.Dir, u.opts.Name)
+	file, err := u.fs.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, removeFile(u.fs, temp))
+		}
+	}()
+	err = u.fill(ctx, file, src, want)
+	if cerr := file.Close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	return u.publish(f, temp)
+}
+
+// fill copies src to file, judges the result and makes it durable.
+func (u *Upgrader) fill(ctx context.Context, file fsio.File, src io.Reader, want int64) error {
+	limit := want
+	if want < 0 {
+		limit = u.opts.MaxSize
+	}
+	n, err := copyTo(ctx, file, src, limit)
+	switch {
+	case err != nil:
+		return err
+	case want >= 0 && n < want:
+		return fmt.Errorf("%w: it ended after %d of %d bytes", ErrSizeMismatch, n, want)
+	case limit > 0 && n > limit:
+		return fmt.Errorf("%w: it goes on after %d bytes", ErrSizeMismatch, limit)
+	}
+	if u.opts.Check != nil {
+		if err := u.opts.Check(ctx, file, n); err != nil {
+			return err
+		}
+	}
+	return file.Sync()
+}
+
+var copyBuffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
+
+// copyTo copies src to dst until its end, an error, or the first byte beyond limit,
+// if limit > 0; bytes beyond it are counted but not written.
+func copyTo(ctx context.Context, dst io.Writer, src io.Reader, limit int64) (n int64, err error) {
+	buf := copyBuffers.Get().(*[256 << 10]byte)
+	defer copyBuffers.Put(buf)
+	for idle := 0; ; {
+		if err := ctx.Err(); err != nil {
+			return n, err
+		}
+		m, rerr := src.Read(buf[:])
+		if m < 0 || m > len(buf) {
+			return n, fmt.Errorf("source returned an impossible count of %d bytes", m)
+		}
+		n += int64(m)
+		if limit > 0 && n > limit {
+			return n, nil
+		}
+		if w, err := dst.Write(buf[:m]); err != nil {
+			return n, err
+		} else if w < m {
+			return n, io.ErrShortWrite
+		}
+		switch {
+		case rerr == io.EOF:
+			return n, nil
+		case rerr != nil:
+			return n, rerr
+		case m > 0:
+			idle = 0
+		default:
+			if idle++; idle == 100 {
+				return n, io.ErrNoProgress
+			}
+		}
+	}
+}
+
+// publish gives the finished file its name, durably, unless f was dropped.
+func (u *Upgrader) publish(f *flight, temp string) error {
+	u.disk.Lock()
+	defer u.disk.Unlock()
+	u.mu.Lock()
+	current := u.mu.flight == f
+	u.mu.Unlock()
+	if !current {
+		return context.Cause(f.ctx)
+	}
+	if err := u.fs.Rename(temp, u.path); err != nil {
+		return err
+	}
+	if err := u.fs.SyncDir(u.opts.Dir); err != nil {
+		return errors.Join(err, removeFile(u.fs, u.path))
+	}
+	return nil
+}
+
+// Info says local, with every kind of access.
+func (u *Upgrader) Info() Info {
+	return Info{Kind: KindLocal, AccessSequential: true, AccessSeek: true, AccessRandom: true}
+}
+
+// Stat describes the local copy if there is one, else the underlying mount.
+func (u *Upgrader) Stat(ctx context.Context) (Stat, error) {
+	if !u.passthrough {
+		if path, _, err := u.findCopy(); err == nil {
+			if st, err := u.fs.Lstat(path); err == nil && st.Mode().IsRegular() {
+				return Stat{Exists: true, Size: st.Size(), Ready: true}, nil
+			}
+		}
+	}
+	return u.underlying.Stat(ctx)
+}
+
+// Present tells whether a Fetch would be served without fetching from the source.
+func (u *Upgrader) Present() bool {
+	return u.passthrough || u.TransientPath() != ""
+}
+
+// TransientPath returns the path of the local copy in use, or "" if there is none.
+func (u *Upgrader) TransientPath() string {
+	if u.passthrough {
+		return ""
+	}
+	path, _, err := u.findCopy()
+	if err != nil {
+		return ""
+	}
+	return path
+}
+
+// TimesFetched returns how often a fetch from the underlying mount was begun.
+func (u *Upgrader) TimesFetched() int { return int(u.fetches.Load()) }
+
+// Underlying returns the mount that is upgraded.
+func (u *Upgrader) Underlying() Mount { return u.underlying }
+
+// DeleteTransient gives back the space of our own copy, if there is one. Initial is
+// neither removed nor forgotten. The next Fetch that finds no copy makes one.
+func (u *Upgrader) DeleteTransient() error {
+	if u.passthrough {
+		return nil
+	}
+	u.disk.Lock()
+	defer u.disk.Unlock()
+	if _, err := u.fs.Lstat(u.path); errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err := removeFile(u.fs, u.path); err != nil {
+		return fmt.Errorf("delete local copy: %w", err)
+	}
+	if err := u.fs.SyncDir(u.opts.Dir); err != nil {
+		return fmt.Errorf("delete local copy: %w", err)
+	}
+	return nil
+}
+
+// Discard is for a copy that is no longer believed: it removes our own, stops using
+// Initial for good (without touching the file), and ends a fetch under way with
+// [ErrDiscarded]. The next Fetch fetches afresh.
+func (u *Upgrader) Discard() error {
+	u.mu.Lock()
+	u.mu.initial = ""
+	if f := u.mu.flight; f != nil {
+		u.dropLocked(f, ErrDiscarded)
+	}
+	u.mu.Unlock()
+	return u.DeleteTransient()
+}
+
+// Serialize returns the underlying mount's URL.
+func (u *Upgrader) Serialize() *url.URL { return u.underlying.Serialize() }
+
+// Deserialize configures the underlying mount.
+func (u *Upgrader) Deserialize(url *url.URL) error { return u.underlying.Deserialize(url) }
+
+// Close ends a fetch under way with [ErrClosed] and waits until it has cleaned up.
+// The copy stays, readers stay good, and the underlying mount stays open: whoever
+// made it closes it.
+func (u *Upgrader) Close() error {
+	u.mu.Lock()
+	u.mu.closed = true
+	if f := u.mu.flight; f != nil {
+		u.dropLocked(f, ErrClosed)
+	}
+	u.mu.Unlock()
+	u.wg.Wait()
+	return nil
+}
+
+func (u *Upgrader) isClosed() bool {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.mu.closed
+}
