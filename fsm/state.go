@@ -226,6 +226,7 @@ func (j Job) String() string { return jobNames[j] }
 type Net struct {
 	ReadOnly bool // the journal takes no more events
 	slots    [numSlots]slotPlace
+	st       step // kept here so that a step allocates nothing
 }
 
 type slotPlace struct {

@@ -109,8 +109,9 @@ func (n *Net) wants(s *Shard, in *Input) bool {
 
 func (n *Net) fire(t *Transition, s *Shard, in *Input, out *Out) {
 	out.Fired = append(out.Fired, t)
-	st := step{net: n, s: s, in: in, out: out}
-	t.do(&st)
+	n.st = step{net: n, s: s, in: in, out: out}
+	st := &n.st
+	t.do(st)
 	for w := uint16(t.Writes) & (1<<numShardPlaces - 1); w != 0; w &= w - 1 {
 		s.Since[bits.TrailingZeros16(w)] = in.Time
 	}

@@ -21,6 +21,8 @@ import (
 //
 //	Digest(0)            = 32 zero bytes
 //	Digest(after batch)  = SHA-256(Digest(before) ‖ first Seq ‖ the batch's encoded events)
+//
+// where first Seq is 8 bytes, little endian.
 type Position struct {
 	Seq    uint64
 	Digest [32]byte
@@ -46,12 +48,14 @@ type Journal interface {
 	// An error that wraps ErrOutcomeUnknown means that the batch may or may not be
 	// found after a restart; from then on the journal is read-only and every
 	// Append returns an error that wraps ErrReadOnly. Any other error means that
-	// nothing was written and that the journal may go on.
+	// nothing was written and that the journal may go on. A batch of no events
+	// writes nothing and returns Head.
 	Append(events []shard.Event) (Position, error)
 	// Head is the position after the last durable batch.
 	Head() Position
-	// Replay visits every durable batch that ends after seq, in order. A visit's
-	// error ends the replay and is returned as it is.
+	// Replay visits every durable batch that ends after seq, in order, up to what
+	// was Head when it began. A visit's error ends the replay and is returned as
+	// it is. A visit may append.
 	Replay(seq uint64, visit func(*Batch) error) error
 	// Close releases the journal and its lock. Idempotent.
 	Close() error
@@ -71,6 +75,8 @@ var (
 	// ErrNewerFormat: the files were written by a newer release. Nothing was
 	// changed.
 	ErrNewerFormat = errors.New("journal: newer format")
+	// ErrTooLarge: a batch whose encoded events exceed 64 MiB. Nothing was written.
+	ErrTooLarge = errors.New("journal: batch too large")
 )
 
 // DamageError says that stored bytes are not what was written, and are not a torn
