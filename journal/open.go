@@ -1,0 +1,318 @@
+package journal
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+
+	"github.com/dagstore/dagstore/internal/fsio"
+)
+
+// OpenFile opens the journal in directory dir of fsys, or begins one, and takes
+// the lock: [ErrLocked] if another has it, [ErrNewerFormat] or a [*DamageError] if
+// the files are not such as this release may change. Nothing is written, but for
+// the directory and its lock file, before all of that is known.
+//
+// All frames of the last segment are verified, and header, footer and succession of
+// the sealed ones; the frames of those are verified by Replay.
+//
+// A tear, which is what a crash leaves of the append it interrupted, is cut and
+// counted in [Stats]. A batch that is whole is kept, synced, whether or not its
+// Append returned. Reading errors are returned as they are. Files of other names
+// are left alone.
+func OpenFile(fsys fsio.FS, dir string, opts FileOptions) (*File, error) {
+	opts, err := opts.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	f := &File{fsys: fsys, dir: dir, opts: opts}
+	if err := f.takeLock(); err != nil {
+		return nil, err
+	}
+	if err := f.open(); err != nil {
+		// The reason matters; what release says does not.
+		_ = f.release()
+		return nil, err
+	}
+	return f, nil
+}
+
+func (f *File) takeLock() error {
+	if err := f.fsys.MkdirAll(f.dir, dirMode); err != nil {
+		return fmt.Errorf("journal: open: %w", err)
+	}
+	info, err := f.fsys.Lstat(f.dir)
+	if err != nil {
+		return fmt.Errorf("journal: open: %w", err)
+	}
+	if !info.IsDir() {
+		return fmt.Errorf("journal: open: %s is not a directory; links are not followed", f.dir)
+	}
+	f.lock, err = f.fsys.Lock(f.path(lockName))
+	if errors.Is(err, fsio.ErrLocked) {
+		return fmt.Errorf("%w: close the other one first: %w", ErrLocked, err)
+	}
+	if err != nil {
+		return fmt.Errorf("journal: open: %w", err)
+	}
+	return nil
+}
+
+// open finds out everything, then repairs, then publishes.
+func (f *File) open() error {
+	names, temps, err := f.list()
+	if err != nil {
+		return err
+	}
+	found, err := f.inspect(names)
+	if err != nil {
+		return err
+	}
+	for _, temp := range temps {
+		if err := f.fsys.Remove(f.path(temp)); err != nil && !isNotExist(err) {
+			return fmt.Errorf("journal: open: %w", err)
+		}
+	}
+	if len(names) == 0 {
+		return f.begin()
+	}
+	if err := f.repair(found); err != nil {
+		return fmt.Errorf("journal: open: %w", err)
+	}
+	f.mu.sealed, f.mu.last = found.sealed, found.last
+	f.mu.head, f.mu.end = found.head, found.end
+	return nil
+}
+
+// list returns the names of the segments, in order, and of the temporary files.
+func (f *File) list() (segments, temps []string, err error) {
+	entries, err := f.fsys.ReadDir(f.dir)
+	if err != nil {
+		return nil, nil, fmt.Errorf("journal: open: %w", err)
+	}
+	for _, e := range entries { // in name order, which is that of the numbers
+		name := e.Name()
+		switch _, ok := parseSegmentName(name); {
+		case ok && e.Type().IsRegular():
+			segments = append(segments, name)
+		case ok:
+			return nil, nil, fmt.Errorf("journal: open: %s is %s, not a regular file; put the segment itself there", f.path(name), e.Type())
+		case isSegmentTemp(name) && e.Type()&fs.ModeDir == 0:
+			temps = append(temps, name)
+		}
+	}
+	return segments, temps, nil
+}
+
+// begin makes the first segment of an empty journal.
+func (f *File) begin() error {
+	first := segment{number: 1}
+	size, err := f.create(&first)
+	if err != nil {
+		return err
+	}
+	file, err := f.fsys.OpenFile(f.path(first.name()), os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("journal: open: %w", err)
+	}
+	f.tail = &tail{segment: first, file: file, end: segmentHeaderSize, size: size}
+	f.mu.last, f.mu.end, f.marked = first, segmentHeaderSize, true
+	return nil
+}
+
+// findings is what is known of the segments before anything is written.
+type findings struct {
+	sealed []sealedSegment
+	last   segment
+	head   Position
+	end    int64 // of the last segment's frames
+	size   int64 // of the last segment's file
+	dirty  int64 // bytes from end on that a tear left
+	marked bool
+
+	// unsealed: the last of sealed has no footer yet, and ends at its size.
+	unsealed bool
+}
+
+// empty reports whether the last segment was never written to.
+func (x *findings) empty() bool { return x.end == segmentHeaderSize && x.dirty == 0 }
+
+// inspect reads what open must know. It writes nothing.
+func (f *File) inspect(names []string) (*findings, error) {
+	x := new(findings)
+	segments := make([]segment, len(names))
+	for i, name := range names {
+		err := f.read(name, func(file fsio.File, size int64) (err error) {
+			segments[i], err = readSegment(file, name)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := succession(segments); err != nil {
+		return nil, err
+	}
+	for i := len(segments) - 1; i >= 0; i-- {
+		s := &segments[i]
+		err := f.read(s.name(), func(file fsio.File, size int64) error {
+			if i == len(segments)-1 {
+				return x.scanLast(file, s, size)
+			}
+			mayLackFooter := i == len(segments)-2 && x.empty()
+			return x.checkSealed(file, s, &segments[i+1], size, mayLackFooter)
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	// They were found last to first.
+	for i, j := 0, len(x.sealed)-1; i < j; i, j = i+1, j-1 {
+		x.sealed[i], x.sealed[j] = x.sealed[j], x.sealed[i]
+	}
+	return x, nil
+}
+
+// read calls visit with the segment file called name, opened for reading.
+func (f *File) read(name string, visit func(file fsio.File, size int64) error) error {
+	file, err := f.fsys.OpenFile(f.path(name), os.O_RDONLY, 0)
+	if err != nil {
+		return fmt.Errorf("journal: open: %w", err)
+	}
+	info, err := file.Stat()
+	if err == nil {
+		err = visit(file, info.Size())
+	}
+	// A file that was only read has nothing to report on closing.
+	_ = file.Close()
+	return err
+}
+
+// succession checks that the segments are numbered from one without a gap. That
+// each begins where the one before ends is for its footer to say.
+func succession(segments []segment) error {
+	for i := range segments {
+		s := &segments[i]
+		if want := uint64(i) + 1; s.number != want {
+			return &DamageError{File: s.name(), What: fmt.Sprintf("segment %d where number %d comes next: a file is missing", s.number, want)}
+		}
+	}
+	if len(segments) > 0 && segments[0].before != (Position{}) {
+		return &DamageError{File: segments[0].name(), What: "the first segment does not begin the journal"}
+	}
+	return nil
+}
+
+// scanLast verifies the frames of the last segment and finds their end.
+func (x *findings) scanLast(file fsio.File, s *segment, size int64) error {
+	sc := newScanner(file, s, size)
+	x.marked = true // an empty segment needs no mark
+	for {
+		more, err := sc.next()
+		if err != nil {
+			return err
+		}
+		if !more {
+			break
+		}
+		x.marked = sc.frames[len(sc.frames)-1].kind == frameMark
+	}
+	if sc.stop == frameOK {
+		return &DamageError{File: s.name(), Offset: sc.off, What: "the last segment is sealed: its successor is missing"}
+	}
+	dirty, witness, err := sc.remainder(size)
+	if err != nil {
+		return err
+	}
+	if witness || sc.rot {
+		return sc.damage()
+	}
+	x.last, x.head = *s, sc.pos
+	x.end, x.size, x.dirty = sc.off, size, dirty
+	return nil
+}
+
+// checkSealed verifies that s ends where next begins. If it lacks its footer, which
+// only a segment with an empty successor may, all of its frames are verified.
+func (x *findings) checkSealed(file fsio.File, s, next *segment, size int64, mayLackFooter bool) error {
+	footed, err := hasFooter(file, s, next, size)
+	if err != nil {
+		return err
+	}
+	if !footed {
+		if !mayLackFooter {
+			return &DamageError{File: s.name(), Offset: max(0, size-frameHeaderSize), What: "the footer of a sealed segment does not verify"}
+		}
+		sc := newScanner(file, s, size)
+		for more := true; more; {
+			if more, err = sc.next(); err != nil {
+				return err
+			}
+		}
+		if sc.pos != next.before || sc.stop == frameOK {
+			return sc.damage()
+		}
+		x.unsealed, size = true, sc.off
+	}
+	x.sealed = append(x.sealed, sealedSegment{segment: *s, end: next.before, size: size})
+	return nil
+}
+
+// hasFooter reports whether the file ends with a footer that joins s and next.
+func hasFooter(file fsio.File, s, next *segment, size int64) (bool, error) {
+	at := size - frameHeaderSize
+	if at < segmentHeaderSize {
+		return false, nil
+	}
+	b := make([]byte, frameHeaderSize)
+	if n, err := readFull(file, b, at); err != nil || n < len(b) {
+		return false, err
+	}
+	h, ok := parseHeader(b, &s.salt)
+	v := verifier{pos: next.before}
+	return ok && h.kind == frameFooter && v.checkHeader(&h, at) == "", nil
+}
+
+// repair finishes what a crash interrupted, makes durable what was found, and opens
+// the tail. Each step may be interrupted and repeated.
+func (f *File) repair(x *findings) error {
+	if n := len(x.sealed); n > 0 && x.empty() {
+		// The crash may have come before the footer, or before its sync.
+		if err := f.finishSeal(&x.sealed[n-1], x.unsealed); err != nil {
+			return err
+		}
+	}
+	file, err := f.fsys.OpenFile(f.path(x.last.name()), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	f.tail = &tail{segment: x.last, file: file, end: x.end, size: x.size}
+	f.marked = x.marked
+	if x.dirty > 0 {
+		if err := file.Truncate(x.end); err != nil {
+			return err
+		}
+		f.tail.size = x.end
+		f.mu.stats.TornTails, f.mu.stats.TornBytes = 1, x.dirty
+	}
+	if err := f.sync(file.Sync); err != nil {
+		return err
+	}
+	return f.fsys.SyncDir(f.dir)
+}
+
+func (f *File) finishSeal(s *sealedSegment, unsealed bool) error {
+	file, err := f.fsys.OpenFile(f.path(s.name()), os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	if unsealed {
+		t := &tail{segment: s.segment, file: file, end: s.size, size: s.size}
+		err = f.seal(t, s.end)
+		s.size = t.size
+	} else {
+		err = f.sync(file.Sync)
+	}
+	return errors.Join(err, file.Close())
+}
