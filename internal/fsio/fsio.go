@@ -23,7 +23,8 @@ import (
 var ErrLocked = errors.New("locked by another process or store")
 
 // FS is a file system. Names are paths in the operating system's form. Errors are
-// *fs.PathError or wrap one, so errors.Is with fs.ErrNotExist and friends works.
+// *fs.PathError (of Rename: *os.LinkError) or wrap one, so errors.Is with
+// fs.ErrNotExist and friends works.
 // All methods may be called concurrently.
 type FS interface {
 	// OpenFile opens name as os.OpenFile does, with the os.O_* flags. Files that

@@ -53,6 +53,9 @@ func (osFS) ReadDir(name string) ([]fs.DirEntry, error) {
 // next one below. So a process that is killed in between leaves at most one name
 // unsynced, the deepest one there is; that one's parent is synced here too.
 func (o osFS) MkdirAll(name string, perm fs.FileMode) error {
+	if name == "" {
+		return &fs.PathError{Op: "mkdir", Path: name, Err: fs.ErrNotExist}
+	}
 	name = filepath.Clean(name)
 	parent := filepath.Dir(name)
 	switch info, err := os.Stat(name); {

@@ -58,12 +58,14 @@ func control(f *os.File, op func(fd int) error) error {
 		return err
 	}
 	var opErr error
-	err = conn.Control(func(fd uintptr) {
+	if err := conn.Control(func(fd uintptr) {
 		for {
 			if opErr = op(int(fd)); opErr != unix.EINTR {
 				return
 			}
 		}
-	})
-	return errors.Join(err, opErr)
+	}); err != nil {
+		return fs.ErrClosed // the one reason there is, which Control words otherwise
+	}
+	return opErr
 }
