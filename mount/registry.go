@@ -164,8 +164,13 @@ func (r *Registry) Represent(m Mount) (*url.URL, error) {
 	}
 	u := *s // Serialize may return a URL that the mount goes on using
 	r.mu.RLock()
-	defer r.mu.RUnlock()
-	if own, ok := r.byScheme[u.Scheme]; !ok || reflect.TypeOf(own) != typ {
+	own, ok := r.byScheme[u.Scheme]
+	r.mu.RUnlock()
+	switch _, limited := m.(schemeLimiter); {
+	case ok && reflect.TypeOf(own) == typ:
+	case limited: // another scheme would be another source, or an unencrypted one
+		return nil, fmt.Errorf("represent mount: %w: %q for %T; register it", ErrUnrecognizedScheme, u.Scheme, m)
+	default:
 		u.Scheme = scheme
 	}
 	return &u, nil

@@ -1,0 +1,301 @@
+package mount
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+)
+
+// HTTPMount is an HTTP resource. Where the server answers ranges, readers seek and
+// read at offsets by further requests, each bound to the representation that the
+// first one found: its size, and its strong ETag (If-Match) or else its
+// Last-Modified (If-Unmodified-Since). A source that changes meanwhile is detected
+// ([ErrSourceChanged]), never mixed. Where it does not, readers stream.
+//
+// Nothing that a server sends is believed unchecked: content codings are refused,
+// Content-Range must answer what was asked, a short or over-long body is an error
+// also when the connection's end delimits it, and a body that stalls is given up.
+// Failures that may pass are retried with growing, jittered pauses, and a broken
+// stream is resumed where it broke.
+//
+// Redirects are followed at most three times, to http and https only and never
+// from https to http; another origin gets neither headers of the template nor
+// credentials, nor does it learn where the request came from.
+type HTTPMount struct {
+	// URL is an http or https URL. Credentials in it (user:password@) are refused,
+	// for they could not be stored: put them into HTTPOptions. Query parameters
+	// are part of the identity and are stored, except the secret ones, see
+	// HTTPOptions.SecretQuery.
+	URL string
+	// Size is the length that the resource must have, if known; else 0.
+	Size int64
+	// Options is environment and comes from the template; nil is the default. All
+	// mounts made from one template share it, and with it its connections.
+	Options *HTTPOptions
+}
+
+// HTTPOptions is what HTTP mounts need besides the URL, secrets included. None of
+// it is ever written down. It must not change once it is in use. The zero value is
+// the default.
+type HTTPOptions struct {
+	// Header is sent with every request to the origin of the URL, and to no other.
+	Header http.Header
+	// Resolve returns the URL to use in place of the stored one: a signed one, say,
+	// or one with credentials. It is asked again for each request, so that URLs may
+	// expire; it should cache.
+	Resolve func(ctx context.Context, stored *url.URL) (*url.URL, error)
+	// SecretQuery names the query parameters that Serialize leaves out, without
+	// regard to case. Nil means DefaultSecretQuery. A mount revived without them
+	// needs Resolve or Header to be let in again.
+	SecretQuery []string
+	// Policy judges each address before it is dialled, after name resolution; an
+	// error refuses it. With a policy the proxies that the environment names are
+	// not used, since a proxy would dial for us. See PublicOnly.
+	Policy func(netip.Addr) error
+	// MaxSize bounds the length of a resource; 0 means DefaultMaxSize.
+	MaxSize int64
+	// Transport makes the exchanges; nil means one with the timeouts below, which
+	// all mounts with these options share. It excludes Policy and TLS.
+	Transport http.RoundTripper
+	// TLS configures the built-in transport.
+	TLS *tls.Config
+
+	// Retries is how often a failed exchange is tried again; 0 means 4, negative
+	// never. BackOff is the first pause (0 means 200 ms); each further one doubles,
+	// up to MaxBackOff (0 means 10 s). A server's Retry-After is honoured up to
+	// MaxRetryAfter (0 means 1 min); beyond it the error is returned and says it.
+	Retries       int
+	BackOff       time.Duration
+	MaxBackOff    time.Duration
+	MaxRetryAfter time.Duration
+
+	// DialTimeout and TLSTimeout (0 means 10 s), HeaderTimeout (0 means 30 s) for
+	// the answer's header, IdleTimeout (0 means 30 s) for each read of its body.
+	DialTimeout   time.Duration
+	TLSTimeout    time.Duration
+	HeaderTimeout time.Duration
+	IdleTimeout   time.Duration
+
+	once sync.Once
+	rt   http.RoundTripper
+}
+
+// DefaultMaxSize is 128 GiB, twice the largest sector of Filecoin.
+const DefaultMaxSize = 128 << 30
+
+// DefaultSecretQuery lists the query parameters by which the common object stores
+// sign URLs, and those that can hardly be anything but secrets. Parameters that may
+// as well say which resource is meant ("key", "expires") are not among them.
+var DefaultSecretQuery = []string{
+	"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires",
+	"X-Amz-Security-Token", "X-Amz-Signature", "X-Amz-SignedHeaders", "AWSAccessKeyId",
+	"X-Goog-Algorithm", "X-Goog-Credential", "X-Goog-Date", "X-Goog-Expires",
+	"X-Goog-Signature", "X-Goog-SignedHeaders", "GoogleAccessId",
+	"Signature", "Key-Pair-Id", "sig",
+	"access_token", "token", "api_key", "apikey", "password", "secret",
+}
+
+var defaultHTTPOptions = new(HTTPOptions)
+
+var _ Mount = (*HTTPMount)(nil)
+
+func (m *HTTPMount) options() *HTTPOptions {
+	if m.Options == nil {
+		return defaultHTTPOptions
+	}
+	return m.Options
+}
+
+func (m *HTTPMount) allowedSchemes() []string { return []string{"http", "https"} }
+
+// Info promises sequential access only: whether the server answers ranges is known
+// after the first exchange.
+func (m *HTTPMount) Info() Info { return Info{Kind: KindRemote, AccessSequential: true} }
+
+// Serialize returns the URL without credentials, secret parameters and fragment.
+func (m *HTTPMount) Serialize() *url.URL {
+	u, err := url.Parse(m.URL)
+	if err != nil {
+		return new(url.URL) // which Deserialize refuses
+	}
+	u.User, u.Fragment, u.RawFragment = nil, "", ""
+	u.RawQuery = m.options().publicQuery(u.RawQuery)
+	return u
+}
+
+// publicQuery drops the secret parameters and keeps the rest byte by byte.
+func (o *HTTPOptions) publicQuery(raw string) string {
+	secret := o.SecretQuery
+	if secret == nil {
+		secret = DefaultSecretQuery
+	}
+	var kept []string
+	for _, param := range strings.Split(raw, "&") {
+		name, _, _ := strings.Cut(param, "=")
+		if dec, err := url.QueryUnescape(name); err == nil {
+			name = dec
+		}
+		if !slices.ContainsFunc(secret, func(s string) bool { return strings.EqualFold(s, name) }) {
+			kept = append(kept, param)
+		}
+	}
+	return strings.Join(kept, "&")
+}
+
+// Deserialize takes any http or https URL without credentials.
+func (m *HTTPMount) Deserialize(u *url.URL) error {
+	own := *u
+	own.Fragment, own.RawFragment = "", ""
+	if err := checkURL(&own); err != nil {
+		return err
+	}
+	if own.User != nil {
+		return errCredentials
+	}
+	m.URL = own.String()
+	return nil
+}
+
+var errCredentials = errors.New("http mount: credentials in the URL are refused because they could not be stored; put them into HTTPOptions.Header or let Resolve add them")
+
+// checkURL returns nil for a URL that can be requested.
+func checkURL(u *url.URL) error {
+	if u.Scheme != "http" && u.Scheme != "https" {
+		return fmt.Errorf("http mount: scheme %q; want http or https", u.Scheme)
+	}
+	if u.Hostname() == "" || u.Opaque != "" {
+		return errors.New("http mount: the URL names no host")
+	}
+	return nil
+}
+
+// storedURL parses the mount's URL.
+func (m *HTTPMount) storedURL() (*url.URL, error) {
+	u, err := url.Parse(m.URL)
+	if err != nil {
+		return nil, parseError(err)
+	}
+	if err := checkURL(u); err != nil {
+		return nil, err
+	}
+	if u.User != nil {
+		return nil, errCredentials
+	}
+	u.Fragment, u.RawFragment = "", ""
+	return u, nil
+}
+
+// Stat asks the server once more what the resource is. Size is 0 if the server does
+// not tell. Ready is false if the server asks to come again later.
+func (m *HTTPMount) Stat(ctx context.Context) (Stat, error) {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	ans, err := m.exchange(ctx, byteRange{0, 0}, pin{size: -1}, giveUpIfNotReady)
+	var he *HTTPError
+	switch {
+	case errors.As(err, &he) && he.notReady():
+		return Stat{Exists: true, Size: m.Size}, nil
+	case errors.Is(err, ErrNotFound):
+		return Stat{}, nil
+	case err != nil:
+		return Stat{}, err
+	}
+	defer ans.body.Close()
+	if err := m.checkSize(ans.total); err != nil {
+		return Stat{}, err
+	}
+	return Stat{Exists: true, Size: max(ans.total, 0), Ready: true}, nil
+}
+
+// checkSize judges a total, -1 if unknown, by what was expected and allowed.
+func (m *HTTPMount) checkSize(total int64) error {
+	switch limit := m.options().maxSize(); {
+	case total >= 0 && m.Size > 0 && total != m.Size:
+		return m.fail(0, fmt.Errorf("%w: it has %d bytes, expected %d", ErrSourceChanged, total, m.Size))
+	case total > limit:
+		return m.fail(0, fmt.Errorf("it has %d bytes, at most %d are allowed; see HTTPOptions.MaxSize", total, limit))
+	}
+	return nil
+}
+
+// Close does nothing: connections belong to the options.
+func (m *HTTPMount) Close() error { return nil }
+
+func (o *HTTPOptions) maxSize() int64 {
+	if o.MaxSize > 0 {
+		return o.MaxSize
+	}
+	return DefaultMaxSize
+}
+
+func orDefault(d, def time.Duration) time.Duration {
+	if d > 0 {
+		return d
+	}
+	return def
+}
+
+// CloseIdleConnections closes the connections that are kept for later use.
+func (o *HTTPOptions) CloseIdleConnections() {
+	if c, ok := o.transport().(interface{ CloseIdleConnections() }); ok {
+		c.CloseIdleConnections()
+	}
+}
+
+// transport returns the RoundTripper, made at first use. The mounts use it without
+// an http.Client: that would follow redirects with headers and a Referer, and put
+// URLs into errors.
+func (o *HTTPOptions) transport() http.RoundTripper {
+	o.once.Do(func() {
+		if o.Transport != nil {
+			o.rt = o.Transport
+			return
+		}
+		dialer := &net.Dialer{Timeout: orDefault(o.DialTimeout, 10*time.Second)}
+		t := &http.Transport{
+			DialContext:            dialer.DialContext,
+			TLSClientConfig:        o.TLS,
+			TLSHandshakeTimeout:    orDefault(o.TLSTimeout, 10*time.Second),
+			ForceAttemptHTTP2:      true,
+			DisableCompression:     true,
+			MaxIdleConnsPerHost:    16,
+			IdleConnTimeout:        90 * time.Second,
+			MaxResponseHeaderBytes: 64 << 10,
+		}
+		if o.Policy == nil {
+			t.Proxy = http.ProxyFromEnvironment
+		} else {
+			dialer.ControlContext = o.controlDial
+		}
+		o.rt = t
+	})
+	return o.rt
+}
+
+// controlDial runs after name resolution, for each address about to be dialled.
+func (o *HTTPOptions) controlDial(_ context.Context, _, address string, _ syscall.RawConn) error {
+	ap, err := netip.ParseAddrPort(address)
+	if err == nil {
+		err = o.Policy(ap.Addr())
+	}
+	if err != nil {
+		return &policyError{err}
+	}
+	return nil
+}
+
+// policyError: the address policy refused. Trying again changes nothing.
+type policyError struct{ err error }
+
+func (e *policyError) Error() string { return "address policy: " + e.err.Error() }
+func (e *policyError) Unwrap() error { return e.err }

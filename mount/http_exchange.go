@@ -1,0 +1,523 @@
+package mount
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"net/url"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// ErrStalled is returned when a server sends nothing for too long.
+var ErrStalled = errors.New("the server has sent nothing for too long")
+
+// maxRedirects is how many redirects are followed for one request.
+const maxRedirects = 3
+
+// HTTPError says what went wrong with an exchange. It names the URL without
+// credentials and query, so that it can be logged.
+type HTTPError struct {
+	// URL is scheme, host and path; "?…" stands for a query.
+	URL string
+	// Code is the status that the server answered with, 0 if it did not come to that.
+	Code int
+	// RetryAfter is when the server asks to come again; 0 if it does not.
+	RetryAfter time.Duration
+	// Err is the cause; for a status that is an error by itself it may be nil.
+	Err error
+}
+
+func (e *HTTPError) Error() string {
+	var b strings.Builder
+	b.WriteString("GET " + e.URL)
+	if e.Code != 0 {
+		fmt.Fprintf(&b, ": status %d %s", e.Code, http.StatusText(e.Code))
+	}
+	if e.RetryAfter > 0 {
+		fmt.Fprintf(&b, ", come again in %s", e.RetryAfter)
+	}
+	if e.Err != nil {
+		b.WriteString(": " + e.Err.Error())
+	}
+	return b.String()
+}
+
+func (e *HTTPError) Unwrap() error { return e.Err }
+
+// notReady: the resource exists and the server asks for patience.
+func (e *HTTPError) notReady() bool {
+	return e.Code == http.StatusAccepted || e.Code == http.StatusServiceUnavailable && e.RetryAfter > 0
+}
+
+// fail wraps err as an HTTPError of this mount, dropping what might hold the URL.
+func (m *HTTPMount) fail(code int, err error) *HTTPError {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		err = ue.Err
+	}
+	u, perr := url.Parse(m.URL)
+	if perr != nil {
+		return &HTTPError{URL: "(unparsable URL)", Code: code, Err: err}
+	}
+	return &HTTPError{URL: redact(u), Code: code, Err: err}
+}
+
+// redact spells a URL without what may be secret in it.
+func redact(u *url.URL) string {
+	s := (&url.URL{Scheme: u.Scheme, Host: u.Host, Path: u.Path, RawPath: u.RawPath}).String()
+	if u.RawQuery != "" {
+		s += "?…"
+	}
+	return s
+}
+
+// byteRange is what a request asks for: the bytes from..to, both included; to < 0
+// means to the end. wholeBody asks without a range.
+type byteRange struct{ from, to int64 }
+
+var wholeBody = byteRange{-1, -1}
+
+// pin is the representation that answers must belong to. The zero value but for
+// size -1 admits any.
+type pin struct {
+	size         int64  // -1 if not known
+	etag         string // as sent, weak ones included
+	lastModified string
+}
+
+// setHeaders asks the server itself to refuse if it has another representation.
+func (p pin) setHeaders(h http.Header) {
+	switch {
+	case p.etag != "" && !strings.HasPrefix(p.etag, "W/"):
+		h.Set("If-Match", p.etag)
+	case p.lastModified != "":
+		h.Set("If-Unmodified-Since", p.lastModified)
+	}
+}
+
+// check compares an answer with the pin, for servers that ignore the conditions. An
+// answer without the ETag it was asked for is not proof of anything.
+func (p pin) check(a *answer) error {
+	switch {
+	case p.size >= 0 && a.total >= 0 && a.total != p.size:
+		return fmt.Errorf("%w: it has %d bytes now and had %d", ErrSourceChanged, a.total, p.size)
+	case p.etag != "" && a.etag != p.etag:
+		return fmt.Errorf("%w: its ETag is %q now and was %q", ErrSourceChanged, a.etag, p.etag)
+	case p.etag == "" && p.lastModified != "" && a.lastModified != "" && a.lastModified != p.lastModified:
+		return fmt.Errorf("%w: it was modified %s", ErrSourceChanged, a.lastModified)
+	}
+	return nil
+}
+
+// answer is a checked response: 200, 206 with the range asked for, or 416.
+type answer struct {
+	code         int
+	total        int64 // size of the representation, -1 if not told
+	length       int64 // of the body, -1 if not told
+	etag         string
+	lastModified string
+	// delimited: the end of the body can be told from the end of the connection.
+	delimited bool
+	body      *httpBody
+}
+
+// patience says what to do when a source is not ready.
+type patience bool
+
+const (
+	waitUntilReady   patience = true
+	giveUpIfNotReady patience = false
+)
+
+// exchange requests a range until it gets an answer that belongs to p, a failure
+// that will not pass, or has tried often enough. The body lives until ctx ends or
+// it is closed.
+func (m *HTTPMount) exchange(ctx context.Context, r byteRange, p pin, wait patience) (*answer, error) {
+	stored, err := m.storedURL()
+	if err != nil {
+		return nil, err
+	}
+	for attempt := 0; ; attempt++ {
+		a, err := m.try(ctx, stored, r, p)
+		if err == nil {
+			return a, nil
+		}
+		if cerr := ctx.Err(); cerr != nil {
+			return nil, m.fail(0, cerr)
+		}
+		var he *HTTPError
+		if !errors.As(err, &he) {
+			he = m.fail(0, err)
+		}
+		pause, again := m.options().pause(he, attempt)
+		if !again || !bool(wait) && he.notReady() {
+			return nil, he
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return nil, m.fail(0, err)
+		}
+	}
+}
+
+// pause says whether a failure is worth another attempt, and after how long.
+func (o *HTTPOptions) pause(e *HTTPError, attempt int) (time.Duration, bool) {
+	retries := o.Retries
+	if retries == 0 {
+		retries = 4
+	}
+	limit := orDefault(o.MaxRetryAfter, time.Minute)
+	if attempt >= retries || !o.mayPass(e) || e.RetryAfter > limit {
+		return 0, false
+	}
+	if e.RetryAfter > 0 {
+		return e.RetryAfter, true
+	}
+	return o.backOff(attempt), true
+}
+
+// backOff is the pause after the attempt of this number: doubled each time, bounded,
+// and half of it random so that many clients do not come back together.
+func (o *HTTPOptions) backOff(attempt int) time.Duration {
+	d, most := orDefault(o.BackOff, 200*time.Millisecond), orDefault(o.MaxBackOff, 10*time.Second)
+	for range attempt {
+		if d *= 2; d >= most {
+			break
+		}
+	}
+	d = min(d, most)
+	return d/2 + rand.N(d/2+1)
+}
+
+// mayPass tells whether a failure may be gone next time.
+func (o *HTTPOptions) mayPass(e *HTTPError) bool {
+	switch e.Code {
+	case 0:
+		var pe *policyError
+		var ce *tls.CertificateVerificationError
+		var fe *finalError
+		return !errors.As(e.Err, &pe) && !errors.As(e.Err, &ce) && !errors.As(e.Err, &fe)
+	case http.StatusAccepted, http.StatusRequestTimeout, http.StatusTooEarly, http.StatusTooManyRequests,
+		http.StatusInternalServerError, http.StatusBadGateway, http.StatusServiceUnavailable, http.StatusGatewayTimeout:
+		return true
+	case http.StatusUnauthorized, http.StatusForbidden:
+		return o.Resolve != nil // the URL may have expired; the next one is fresh
+	}
+	return false
+}
+
+// finalError is an answer that no repetition would improve.
+type finalError struct{ err error }
+
+func final(err error) error                   { return &finalError{err} }
+func finalf(format string, args ...any) error { return final(fmt.Errorf(format, args...)) }
+func (e *finalError) Error() string           { return e.err.Error() }
+func (e *finalError) Unwrap() error           { return e.err }
+
+func sleep(ctx context.Context, d time.Duration) error {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// try makes one attempt, redirects included.
+func (m *HTTPMount) try(ctx context.Context, stored *url.URL, r byteRange, p pin) (*answer, error) {
+	first := stored
+	if resolve := m.options().Resolve; resolve != nil {
+		clone := *stored
+		u, err := resolve(ctx, &clone)
+		if err != nil {
+			return nil, m.fail(0, fmt.Errorf("resolve: %w", withoutURL(err)))
+		}
+		if err := checkURL(u); err != nil {
+			return nil, m.fail(0, final(err))
+		}
+		first = u
+	}
+	at := first
+	for hops := 0; ; hops++ {
+		resp, body, err := m.roundTrip(ctx, m.request(first, at, r, p))
+		if err != nil {
+			return nil, m.fail(0, err)
+		}
+		if !isRedirect(resp.StatusCode) {
+			return m.judge(resp, body, r, p)
+		}
+		location := resp.Header.Get("Location")
+		body.discard()
+		if hops == maxRedirects {
+			return nil, m.fail(0, finalf("more than %d redirects", maxRedirects))
+		}
+		if at, err = redirected(at, location); err != nil {
+			return nil, m.fail(0, final(err))
+		}
+	}
+}
+
+// withoutURL takes the text of a *url.Error's URL out of err.
+func withoutURL(err error) error {
+	var ue *url.Error
+	if errors.As(err, &ue) {
+		return ue.Err
+	}
+	return err
+}
+
+func isRedirect(code int) bool {
+	switch code {
+	case http.StatusMovedPermanently, http.StatusFound, http.StatusSeeOther,
+		http.StatusTemporaryRedirect, http.StatusPermanentRedirect:
+		return true
+	}
+	return false
+}
+
+// redirected returns where a redirect leads. Its errors do not repeat the location,
+// which may hold a signature.
+func redirected(from *url.URL, location string) (*url.URL, error) {
+	to, err := from.Parse(location)
+	if err != nil || location == "" {
+		return nil, errors.New("redirect to nowhere")
+	}
+	if err := checkURL(to); err != nil {
+		return nil, errors.New("redirect to something that is not http or https")
+	}
+	if from.Scheme == "https" && to.Scheme == "http" {
+		return nil, errors.New("redirect from https to http")
+	}
+	if !sameOrigin(from, to) {
+		to.User = nil
+	}
+	to.Fragment, to.RawFragment = "", ""
+	return to, nil
+}
+
+func sameOrigin(a, b *url.URL) bool {
+	return a.Scheme == b.Scheme && strings.EqualFold(a.Hostname(), b.Hostname()) && port(a) == port(b)
+}
+
+func port(u *url.URL) string {
+	if p := u.Port(); p != "" {
+		return p
+	}
+	return map[string]string{"http": "80", "https": "443"}[u.Scheme]
+}
+
+// request makes the request for a hop; first is where the journey began.
+func (m *HTTPMount) request(first, at *url.URL, r byteRange, p pin) *http.Request {
+	target := *at
+	target.User = nil
+	req := &http.Request{
+		Method: http.MethodGet, URL: &target, Host: target.Host, Header: make(http.Header),
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	if sameOrigin(first, at) {
+		for name, values := range m.options().Header {
+			req.Header[http.CanonicalHeaderKey(name)] = slices.Clone(values)
+		}
+		if user := first.User; user != nil {
+			password, _ := user.Password()
+			req.SetBasicAuth(user.Username(), password)
+		}
+	}
+	if req.Header.Get("User-Agent") == "" {
+		req.Header.Set("User-Agent", "dagstore")
+	}
+	req.Header.Set("Accept-Encoding", "identity")
+	req.Header.Del("Referer")
+	switch {
+	case r.from >= 0 && r.to >= 0:
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-%d", r.from, r.to))
+	case r.from >= 0:
+		req.Header.Set("Range", fmt.Sprintf("bytes=%d-", r.from))
+	default:
+		req.Header.Del("Range")
+	}
+	p.setHeaders(req.Header)
+	return req
+}
+
+// roundTrip sends req and waits for the header of the answer, at most HeaderTimeout.
+func (m *HTTPMount) roundTrip(ctx context.Context, req *http.Request) (*http.Response, *httpBody, error) {
+	o := m.options()
+	if o.Transport != nil && (o.Policy != nil || o.TLS != nil) {
+		return nil, nil, finalf("HTTPOptions: Policy and TLS work with the built-in transport only")
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	timer := time.AfterFunc(orDefault(o.HeaderTimeout, 30*time.Second), func() { cancel(ErrStalled) })
+	resp, err := o.transport().RoundTrip(req.WithContext(ctx))
+	timer.Stop()
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		cancel(nil)
+		return nil, nil, err
+	}
+	return resp, &httpBody{rc: resp.Body, ctx: ctx, cancel: cancel, idle: orDefault(o.IdleTimeout, 30*time.Second), length: resp.ContentLength}, nil
+}
+
+// judge turns a response into an answer or an error, in which case it closes body.
+func (m *HTTPMount) judge(resp *http.Response, body *httpBody, r byteRange, p pin) (*answer, error) {
+	a := &answer{
+		code: resp.StatusCode, total: -1, length: resp.ContentLength, body: body,
+		etag: resp.Header.Get("ETag"), lastModified: resp.Header.Get("Last-Modified"),
+		delimited: resp.ContentLength >= 0 || resp.ProtoMajor >= 2 || len(resp.TransferEncoding) > 0,
+	}
+	err := m.judgeStatus(a, resp, r)
+	if err == nil {
+		if err = p.check(a); err != nil {
+			err = m.fail(0, final(err))
+		}
+	}
+	if err != nil {
+		body.discard()
+		return nil, err
+	}
+	return a, nil
+}
+
+func (m *HTTPMount) judgeStatus(a *answer, resp *http.Response, r byteRange) error {
+	switch resp.StatusCode {
+	case http.StatusOK, http.StatusPartialContent:
+		if enc := resp.Header.Get("Content-Encoding"); resp.Uncompressed || enc != "" && !strings.EqualFold(enc, "identity") {
+			return m.fail(0, finalf("the server applied content coding %.32q although it was asked not to", enc))
+		}
+		if resp.StatusCode == http.StatusOK {
+			a.total = resp.ContentLength
+			return nil
+		}
+		return m.judgeRange(a, resp.Header.Get("Content-Range"), r)
+	case http.StatusRequestedRangeNotSatisfiable:
+		_, _, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
+		if r == wholeBody || ok && total > r.from {
+			return m.fail(resp.StatusCode, final(errors.New("the range exists and is refused")))
+		}
+		if ok {
+			a.total = total
+		}
+		return nil
+	case http.StatusPreconditionFailed:
+		return m.fail(resp.StatusCode, ErrSourceChanged)
+	case http.StatusNotFound, http.StatusGone:
+		return m.fail(resp.StatusCode, ErrNotFound)
+	}
+	e := m.fail(resp.StatusCode, nil)
+	e.RetryAfter = retryAfter(resp.Header.Get("Retry-After"))
+	return e
+}
+
+// judgeRange holds a 206 to what was asked for.
+func (m *HTTPMount) judgeRange(a *answer, contentRange string, r byteRange) error {
+	from, to, total, ok := parseContentRange(contentRange)
+	wantTo := r.to
+	if total >= 0 && (wantTo < 0 || wantTo >= total) {
+		wantTo = total - 1
+	}
+	switch {
+	case r == wholeBody:
+		return m.fail(0, finalf("the server sent a part although it was asked for all"))
+	case !ok || from != r.from || wantTo >= 0 && to != wantTo || to < from:
+		return m.fail(0, finalf("Content-Range %.64q does not answer a request for bytes %d to %d", contentRange, r.from, r.to))
+	case a.length >= 0 && a.length != to-from+1:
+		return m.fail(0, finalf("Content-Length %d contradicts Content-Range %.64q", a.length, contentRange))
+	}
+	a.total, a.length = total, to-from+1
+	return nil
+}
+
+// parseContentRange reads "bytes from-to/total" and "bytes */total", in which from
+// and to are -1; total is -1 if given as "*".
+func parseContentRange(s string) (from, to, total int64, ok bool) {
+	spec, found := strings.CutPrefix(s, "bytes ")
+	span, size, slash := strings.Cut(spec, "/")
+	if !found || !slash {
+		return 0, 0, 0, false
+	}
+	if total, ok = parseCount(size); !ok {
+		if size != "*" {
+			return 0, 0, 0, false
+		}
+		total = -1
+	}
+	if span == "*" {
+		return -1, -1, total, true
+	}
+	a, b, _ := strings.Cut(span, "-")
+	from, ok1 := parseCount(a)
+	to, ok2 := parseCount(b)
+	return from, to, total, ok1 && ok2 && (total < 0 || to < total)
+}
+
+// parseCount reads digits only: no sign, no space.
+func parseCount(s string) (int64, bool) {
+	if s == "" || s[0] < '0' || s[0] > '9' {
+		return 0, false
+	}
+	n, err := strconv.ParseInt(s, 10, 64)
+	return n, err == nil
+}
+
+// retryAfter reads seconds or a date. It returns 0 for neither, and at least a
+// second for a time that has come already.
+func retryAfter(s string) time.Duration {
+	const most = 365 * 24 * time.Hour
+	if n, ok := parseCount(s); ok {
+		return max(time.Second, time.Duration(min(n, int64(most/time.Second)))*time.Second)
+	}
+	if t, err := http.ParseTime(s); err == nil {
+		return max(time.Second, min(time.Until(t).Round(time.Second), most))
+	}
+	return 0
+}
+
+// httpBody is a response body that ends the exchange when it stalls.
+type httpBody struct {
+	rc     io.ReadCloser
+	ctx    context.Context // of this exchange
+	cancel context.CancelCauseFunc
+	idle   time.Duration
+	timer  *time.Timer
+	length int64
+}
+
+func (b *httpBody) Read(p []byte) (int, error) {
+	if b.timer == nil {
+		b.timer = time.AfterFunc(b.idle, func() { b.cancel(ErrStalled) })
+	} else {
+		b.timer.Reset(b.idle)
+	}
+	n, err := b.rc.Read(p)
+	b.timer.Stop()
+	if err != nil && err != io.EOF {
+		if cause := context.Cause(b.ctx); cause != nil {
+			err = cause
+		}
+	}
+	return n, err
+}
+
+func (b *httpBody) Close() error {
+	b.cancel(nil)
+	return b.rc.Close()
+}
+
+// discard closes the body, reading a short one first so that its connection can be
+// used again.
+func (b *httpBody) discard() {
+	if b.length >= 0 && b.length <= 4<<10 {
+		io.Copy(io.Discard, b)
+	}
+	b.Close()
+}
