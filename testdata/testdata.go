@@ -1,11 +1,11 @@
-// Package testdata is a handful of small, real CAR files, and helpers that make
+// Package testdata is a handful of small, real CAR files, and functions that make
 // more: UnixFS directories with a text file, a binary file of many blocks, nested
 // folders and an empty file, as an IPFS importer would write them.
 //
 // The files are reproducible: `go run ./internal/gentestdata` writes the same bytes
 // again, and a test of that package holds them to it. The package is for tests and
 // examples; nothing of the library imports it, so an importer of the library does
-// not pay for the UnixFS code behind the helpers.
+// not pay for the UnixFS code behind those functions.
 package testdata
 
 import (

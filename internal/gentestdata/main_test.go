@@ -153,9 +153,9 @@ func embeddedIndex(t *testing.T, data []byte) carindex.Index {
 	return idx
 }
 
-// TestHelpers: a random file follows from its seed; its dense CARv2 has the root of
+// TestMakers: a random file follows from its seed; its dense CARv2 has the root of
 // its DAG, and every leaf.
-func TestHelpers(t *testing.T) {
+func TestMakers(t *testing.T) {
 	dir := t.TempDir()
 	const size = 1 << 20
 	var contents [3][]byte
