@@ -234,9 +234,9 @@ func (s *scanner) damage() *DamageError {
 // witness is a valid frame header in there: everything before its offset was
 // durable.
 func (s *scanner) remainder(size int64) (dirty int64, witness bool, err error) {
-	buf := make([]byte, scanChunk)
+	buf := make([]byte, min(scanChunk, size-s.off))
 	for off := s.off; off < size; {
-		n, err := readFull(s.file, buf[:min(scanChunk, size-off)], off)
+		n, err := readFull(s.file, buf[:min(int64(len(buf)), size-off)], off)
 		if err != nil {
 			return 0, false, fmt.Errorf("journal: %w", err)
 		}
@@ -249,7 +249,7 @@ func (s *scanner) remainder(size int64) (dirty int64, witness bool, err error) {
 				return dirty, true, nil
 			}
 		}
-		if off+int64(n) >= size || n < scanChunk {
+		if off+int64(n) >= size || n < len(buf) {
 			break
 		}
 		off += int64(n - frameHeaderSize) // a header may straddle two reads

@@ -190,13 +190,17 @@ func clone(e *shard.Event) shard.Event {
 	return c
 }
 
-// Diff describes how got differs from want; it is empty if they are equal.
-func Diff(want, got []journal.Batch) string {
-	equal := slices.EqualFunc(want, got, func(a, b journal.Batch) bool {
+// Equal reports whether two replays gave the same batches.
+func Equal(a, b []journal.Batch) bool {
+	return slices.EqualFunc(a, b, func(a, b journal.Batch) bool {
 		return a.End == b.End && slices.Equal(a.Events, b.Events)
 	})
-	if equal {
-		return "" // without the cost of cmp, which is the usual case
+}
+
+// Diff describes how got differs from want; it is empty if they are equal.
+func Diff(want, got []journal.Batch) string {
+	if Equal(want, got) {
+		return "" // without what cmp costs
 	}
 	return cmp.Diff(want, got, cmpopts.EquateComparable(shard.Key{}))
 }
