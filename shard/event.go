@@ -199,3 +199,39 @@ func (d *decoder) uvarint() (v uint64) {
 }
 
 func (d *decoder) string() string { return d.bytes(d.uvarint()) }
+
+// ErrIllegal is wrapped by every error of [CheckNext].
+var ErrIllegal = errors.New("illegal shard event")
+
+// CheckNext says whether e may follow for a shard in the given life and
+// generation; [None] stands for no shard. It is the relation that every journal
+// obeys:
+//
+//	registered   none                               → registered, Gen = Seq
+//	indexed      registered, recovering             → available
+//	failed       registered, available, recovering  → errored
+//	recovering   available, errored                 → recovering
+//	destroyed    any but none                       → none
+func CheckNext(life Life, gen uint64, e *Event) error {
+	ok := false
+	switch e.Kind {
+	case EventRegistered:
+		ok = life == None && e.State.Life == Registered && e.Gen == e.Seq
+	case EventIndexed:
+		ok = (life == Registered || life == Recovering) && e.State.Life == Available
+	case EventFailed:
+		ok = (life == Registered || life == Available || life == Recovering) && e.State.Life == Errored
+	case EventRecovering:
+		ok = (life == Available || life == Errored) && e.State.Life == Recovering
+	case EventDestroyed:
+		ok = life != None && e.State.Life == None
+	}
+	if e.Kind != EventRegistered && e.Gen != gen {
+		ok = false
+	}
+	if !ok {
+		return fmt.Errorf("%w: seq %d: shard %q of generation %d is %s: cannot be %s (generation %d, then %s)",
+			ErrIllegal, e.Seq, e.Key.str, gen, life, e.Kind, e.Gen, e.State.Life)
+	}
+	return nil
+}

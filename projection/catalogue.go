@@ -1,0 +1,228 @@
+package projection
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/cespare/xxhash/v2"
+	"github.com/tidwall/btree"
+
+	"github.com/dagstore/dagstore/journal"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// Catalogue is the view that maps each key to its newest durable state. One
+// goroutine applies; any may read. Looking up one key takes a read lock for the
+// time of a lookup; a [Snapshot] takes it for an instant and reads without.
+type Catalogue struct {
+	mu struct {
+		sync.RWMutex
+		tree *btree.BTreeG[slot]
+		pos  journal.Position
+		n    [8]int // records by life
+	}
+}
+
+// slot is an entry of the tree, which is in the order of the keys' hashes: that
+// spreads any set of keys evenly and compares without following a pointer. Keys
+// with the same hash are chained.
+type slot struct {
+	hash uint64
+	rec  *Record
+}
+
+func byHash(a, b slot) bool { return a.hash < b.hash }
+
+// NewCatalogue returns the view of the empty journal.
+func NewCatalogue() *Catalogue {
+	c := &Catalogue{}
+	c.mu.tree = btree.NewBTreeGOptions(byHash, btree.Options{NoLocks: true, Degree: 64})
+	return c
+}
+
+// Apply shows a batch. A batch that is already shown changes nothing. An event
+// that cannot follow what is shown is an error, and then none of the batch is
+// shown.
+func (c *Catalogue) Apply(b *journal.Batch) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if b.End.Seq <= c.mu.pos.Seq {
+		return nil
+	}
+	if first := b.End.Seq - uint64(len(b.Events)) + 1; first != c.mu.pos.Seq+1 {
+		return fmt.Errorf("catalogue at %d cannot show events %d to %d: a gap", c.mu.pos.Seq, first, b.End.Seq)
+	}
+	n := c.mu.n
+	undo := make([]slot, 0, len(b.Events))
+	for i := range b.Events {
+		if err := c.applyLocked(&b.Events[i], &undo); err != nil {
+			for j := len(undo) - 1; j >= 0; j-- {
+				c.storeLocked(undo[j].hash, undo[j].rec)
+			}
+			c.mu.n = n
+			return err
+		}
+	}
+	c.mu.pos = b.End
+	return nil
+}
+
+// applyLocked shows one event and notes in undo what it replaced.
+func (c *Catalogue) applyLocked(e *shard.Event, undo *[]slot) error {
+	h := xxhash.Sum64String(e.Key.String())
+	chain := c.chainLocked(h)
+	prev := find(chain, e.Key.String())
+	life, gen := shard.None, e.Gen
+	if prev != nil {
+		life, gen = prev.life, prev.gen
+	}
+	if err := shard.CheckNext(life, gen, e); err != nil {
+		return err
+	}
+	*undo = append(*undo, slot{h, chain})
+	if prev != nil {
+		c.mu.n[prev.life]--
+	}
+	var r *Record
+	if e.Kind != shard.EventDestroyed {
+		r = newRecord(e, prev)
+		c.mu.n[r.life]++
+	}
+	c.storeLocked(h, replace(chain, prev, r))
+	return nil
+}
+
+func (c *Catalogue) chainLocked(h uint64) *Record {
+	s, _ := c.mu.tree.Get(slot{hash: h})
+	return s.rec
+}
+
+func (c *Catalogue) storeLocked(h uint64, chain *Record) {
+	if chain == nil {
+		c.mu.tree.Delete(slot{hash: h})
+		return
+	}
+	c.mu.tree.Set(slot{h, chain})
+}
+
+func find(chain *Record, key string) *Record {
+	for r := chain; r != nil; r = r.next {
+		if r.key() == key {
+			return r
+		}
+	}
+	return nil
+}
+
+// replace returns the chain with r in place of old, in key order; either may be
+// nil. Records are immutable once shown, so a chain of several, which is next to
+// never, is made of copies.
+func replace(chain, old, r *Record) *Record {
+	if chain == nil || chain == old && old.next == nil {
+		return r
+	}
+	var rs []*Record
+	for p := chain; p != nil; p = p.next {
+		if p != old {
+			q := *p
+			rs = append(rs, &q)
+		}
+	}
+	if r != nil {
+		rs = append(rs, r)
+	}
+	slices.SortFunc(rs, func(a, b *Record) int { return strings.Compare(a.key(), b.key()) })
+	var out *Record
+	for _, r := range slices.Backward(rs) {
+		r.next = out
+		out = r
+	}
+	return out
+}
+
+// Get returns the record of key, or nil.
+func (c *Catalogue) Get(key shard.Key) *Record {
+	h := xxhash.Sum64String(key.String())
+	c.mu.RLock()
+	chain := c.chainLocked(h)
+	c.mu.RUnlock()
+	return find(chain, key.String())
+}
+
+// Position returns the prefix of the journal that is shown.
+func (c *Catalogue) Position() journal.Position {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	return c.mu.pos
+}
+
+// Snapshot returns what is shown now, in constant time. It never changes.
+func (c *Catalogue) Snapshot() *Snapshot {
+	// Copying marks the shared nodes in both trees, so it needs the write lock.
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return &Snapshot{tree: c.mu.tree.Copy(), pos: c.mu.pos, n: c.mu.n}
+}
+
+// Snapshot is the catalogue after one batch. It may be read by many goroutines.
+type Snapshot struct {
+	tree *btree.BTreeG[slot]
+	pos  journal.Position
+	n    [8]int
+}
+
+// Position returns the prefix of the journal that the snapshot shows.
+func (s *Snapshot) Position() journal.Position { return s.pos }
+
+// Len counts the shards.
+func (s *Snapshot) Len() (n int) {
+	for _, k := range s.n {
+		n += k
+	}
+	return n
+}
+
+// Count counts the shards of one life.
+func (s *Snapshot) Count(l shard.Life) int { return s.n[l] }
+
+// All visits every record until visit returns false, in an order that depends on
+// the keys alone.
+func (s *Snapshot) All(visit func(*Record) bool) { s.From("", visit) }
+
+// From is All for what comes after key in that order; the empty key is before all.
+// The key need not be there any more.
+func (s *Snapshot) From(key string, visit func(*Record) bool) {
+	h := uint64(0)
+	if key != "" {
+		h = xxhash.Sum64String(key)
+	}
+	s.tree.Ascend(slot{hash: h}, func(sl slot) bool {
+		for r := sl.rec; r != nil; r = r.next {
+			if key != "" && sl.hash == h && r.key() <= key {
+				continue
+			}
+			if !visit(r) {
+				return false
+			}
+		}
+		return true
+	})
+}
+
+// Digest hashes all records: equal digests mean equal states.
+func (s *Snapshot) Digest() (d [32]byte) {
+	h := sha256.New()
+	var buf []byte
+	s.All(func(r *Record) bool {
+		e := shard.Event{Seq: r.seq, Gen: r.gen, Time: r.time, Kind: shard.EventRegistered, Key: r.Key(), State: r.State()}
+		buf = shard.AppendEvent(buf[:0], &e)
+		buf = append(buf, byte(r.seq), byte(r.seq>>8), byte(r.seq>>16), byte(r.seq>>24), byte(r.seq>>32))
+		h.Write(buf)
+		return true
+	})
+	h.Sum(d[:0])
+	return d
+}
