@@ -91,7 +91,7 @@ func (osFS) SyncDir(name string) error {
 	if !canSyncDir {
 		return nil
 	}
-	d, err := os.Open(name)
+	d, err := os.OpenFile(name, os.O_RDONLY|oDirectory, 0)
 	if err != nil {
 		return err
 	}

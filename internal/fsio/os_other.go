@@ -11,6 +11,7 @@ import (
 
 const (
 	oNoFollow  = 0
+	oDirectory = 0
 	canSyncDir = true
 )
 

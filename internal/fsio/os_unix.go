@@ -13,6 +13,7 @@ import (
 
 const (
 	oNoFollow  = unix.O_NOFOLLOW
+	oDirectory = unix.O_DIRECTORY
 	canSyncDir = true
 )
 

@@ -11,6 +11,7 @@ import (
 
 const (
 	oNoFollow  = 0
+	oDirectory = 0
 	canSyncDir = false // there is no such call; NTFS journals its names
 )
 

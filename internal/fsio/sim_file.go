@@ -21,6 +21,8 @@ type simFile struct {
 	closed bool
 }
 
+var errNegative = errors.New("negative offset")
+
 func (f *simFile) Name() string { return f.name }
 
 // ready says why an operation on f cannot be done, or nil.
@@ -29,10 +31,10 @@ func (f *simFile) ready(write bool) error {
 	switch {
 	case f.closed:
 		return fs.ErrClosed
-	case f.n.mode.IsDir():
-		return syscall.EISDIR
 	case write && access == os.O_RDONLY, !write && access == os.O_WRONLY:
 		return syscall.EBADF
+	case f.n.mode.IsDir():
+		return syscall.EISDIR
 	}
 	return nil
 }
@@ -56,10 +58,10 @@ func (f *simFile) read(p []byte, off int64, sequential bool) (int, error) {
 	switch err := f.ready(false); {
 	case o.err != nil:
 		return 0, op.fail(o.err)
+	case off < 0:
+		return 0, op.fail(errNegative)
 	case err != nil:
 		return 0, op.fail(err)
-	case off < 0:
-		return 0, op.fail(errors.New("negative offset"))
 	case len(p) == 0:
 		return 0, nil
 	}
@@ -112,11 +114,11 @@ func (f *simFile) write(p []byte, off int64, sequential bool) (int, error) {
 	if o.err != nil && !o.effect && !o.short {
 		return 0, op.fail(o.err)
 	}
+	if off < 0 {
+		return 0, op.fail(errNegative)
+	}
 	if err := f.ready(true); err != nil {
 		return 0, op.fail(err)
-	}
-	if off < 0 {
-		return 0, op.fail(errors.New("negative offset"))
 	}
 	switch {
 	case sequential && f.flag&os.O_APPEND != 0:

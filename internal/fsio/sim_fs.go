@@ -144,10 +144,10 @@ func (s *Sim) Rename(oldname, newname string) error {
 			return syscall.EEXIST // what os.Rename makes of it
 		case target == n:
 			return nil
-		case n.mode.IsDir() && target != nil:
-			return syscall.ENOTDIR
 		case n.mode.IsDir() && n.holds(to):
 			return syscall.EINVAL
+		case n.mode.IsDir() && target != nil:
+			return syscall.ENOTDIR
 		}
 		s.renameName(from, old, to, new)
 		return nil
