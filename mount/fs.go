@@ -40,7 +40,7 @@ func (f *FSMount) Fetch(ctx context.Context) (Reader, error) {
 	if err != nil {
 		return nil, errors.Join(err, file.Close())
 	}
-	r := &fsReader{File: file}
+	r := &fsReader{File: file, size: st.Size()}
 	r.at, _ = file.(io.ReaderAt)
 	r.seek, _ = file.(io.Seeker)
 	return r, nil
@@ -111,6 +111,7 @@ func (f *FSMount) Close() error { return nil }
 // fsReader gives an fs.File the methods it lacks.
 type fsReader struct {
 	fs.File
+	size int64
 	at   io.ReaderAt
 	seek io.Seeker
 }
@@ -118,6 +119,9 @@ type fsReader struct {
 func (r *fsReader) ReadAt(p []byte, off int64) (int, error) {
 	if r.at == nil {
 		return 0, ErrRandomAccessUnsupported
+	}
+	if off >= r.size && len(p) > 0 {
+		return 0, io.EOF // fstest.MapFS, for one, calls it an invalid argument
 	}
 	return r.at.ReadAt(p, off)
 }

@@ -40,8 +40,8 @@ type UpgradeOptions struct {
 	// in use may share one.
 	Name string
 	// Initial is the path of a complete copy that somebody else owns, or empty.
-	// While it exists it is used in place of a copy of our own. It is never
-	// changed, renamed or removed.
+	// While it exists, as a regular file or a symbolic link to one, it is used in
+	// place of a copy of our own. It is never changed, renamed or removed.
 	Initial string
 	// Throttler bounds fetches from sources that are ready; nil does not.
 	Throttler Throttler
@@ -160,6 +160,9 @@ func Upgrade(underlying Mount, throttler Throttler, rootdir, key string, initial
 // bounds the wait of this caller only. The reader is the caller's to close; it
 // stays good whatever happens to the copy or the Upgrader.
 func (u *Upgrader) Fetch(ctx context.Context) (Reader, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
 	if u.passthrough {
 		if u.isClosed() {
 			return nil, ErrClosed
@@ -229,7 +232,7 @@ func (u *Upgrader) usableInitial(path string) bool {
 	st, err := u.fs.Lstat(path)
 	if err == nil && st.Mode().Type() == fs.ModeSymlink {
 		var f fsio.File
-		if f, err = u.fs.OpenFile(path, openFlags, 0); err == nil {
+		if f, err = u.fs.OpenFile(path, os.O_RDONLY, 0); err == nil {
 			st, err = f.Stat()
 			f.Close()
 		}
@@ -243,7 +246,7 @@ func (u *Upgrader) openCopy() (Reader, error) {
 	if err != nil {
 		return nil, err
 	}
-	f, err := u.fs.OpenFile(path, openFlags, 0)
+	f, err := u.fs.OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, err
 	}
