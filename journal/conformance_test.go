@@ -99,7 +99,7 @@ func TestFileFailures(t *testing.T) {
 }
 
 // small makes every test a test of many segments.
-var small = journal.FileOptions{SegmentSize: 4096, Preallocate: 1024}
+var small = journal.FileOptions{SegmentSize: 1024, Preallocate: 512}
 
 // Proves G1, G2, G4, G5 for the journal in files of the operating system.
 func TestFile(t *testing.T) {

@@ -2,6 +2,7 @@ package journal
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
@@ -59,15 +60,21 @@ func OpenDatastore(ctx context.Context, d ds.Datastore) (*Datastore, error) {
 		return nil, err
 	}
 	var v verifier
+	var last []byte
 	for _, first := range firsts {
-		if _, _, err := j.load(ctx, &v, first); err != nil {
+		if last, _, err = j.load(ctx, &v, first); err != nil {
 			return nil, err
 		}
 	}
 	j.mu.firsts, j.mu.head = firsts, v.pos
-	// A writer that died between Put and Sync may have left its last batch here.
-	if err := d.Sync(ctx, datastorePrefix); err != nil {
-		return nil, fmt.Errorf("journal: open datastore: sync: %w", err)
+	if len(firsts) == 0 {
+		return j, nil
+	}
+	// A writer that died, or whose Sync failed, may have left its last batch here
+	// without its being durable. See File.repair.
+	key := datastoreKey(firsts[len(firsts)-1])
+	if err := errors.Join(d.Put(ctx, key, last), d.Sync(ctx, datastorePrefix)); err != nil {
+		return nil, fmt.Errorf("journal: open datastore: keep %s: %w", key, err)
 	}
 	return j, nil
 }
@@ -104,8 +111,9 @@ func parseDatastoreKey(key string) (first uint64, ok bool) {
 	return first, err == nil && fmt.Sprintf("%016x", first) == hex
 }
 
-// load reads and verifies the batch that begins with first and follows v.pos.
-func (j *Datastore) load(ctx context.Context, v *verifier, first uint64) (payload []byte, count int, err error) {
+// load reads and verifies the batch that begins with first and follows v.pos. It
+// returns the whole value and the count of events in it.
+func (j *Datastore) load(ctx context.Context, v *verifier, first uint64) (value []byte, count int, err error) {
 	key := datastoreKey(first)
 	damage := func(what string) error {
 		return &DamageError{File: key.String(), Offset: -1, What: what}
@@ -113,7 +121,7 @@ func (j *Datastore) load(ctx context.Context, v *verifier, first uint64) (payloa
 	if first != v.pos.Seq+1 {
 		return nil, 0, damage(fmt.Sprintf("seq %d where %d comes next: a key is missing or does not belong here", first, v.pos.Seq+1))
 	}
-	value, err := j.d.Get(ctx, key)
+	value, err = j.d.Get(ctx, key)
 	if errors.Is(err, ds.ErrNotFound) {
 		return nil, 0, damage("the key is listed but has no value")
 	}
@@ -132,7 +140,13 @@ func (j *Datastore) load(ctx context.Context, v *verifier, first uint64) (payloa
 	case is != frameOK || size != len(value) || h.kind != frameBatch:
 		return nil, 0, damage(fmt.Sprintf("a value of %d bytes is not one batch", len(value)))
 	}
-	return value[frameHeaderSize : frameHeaderSize+int(h.length)], int(h.count), nil
+	return value, int(h.count), nil
+}
+
+// payloadOf cuts the payload from a value that load returned.
+func payloadOf(value []byte) string {
+	n := binary.LittleEndian.Uint32(value[8:])
+	return string(value[frameHeaderSize : frameHeaderSize+n])
 }
 
 // Append implements [Journal].
@@ -204,12 +218,12 @@ func (j *Datastore) Replay(seq uint64, visit func(*Batch) error) error {
 			}
 			v.pos = before
 		}
-		payload, count, err := j.load(j.ctx, &v, firsts[i])
+		value, count, err := j.load(j.ctx, &v, firsts[i])
 		if err != nil {
 			return err
 		}
 		b.End = v.pos
-		if b.Events, err = decodeBatch(b.Events, string(payload), firsts[i], count); err != nil {
+		if b.Events, err = decodeBatch(b.Events, payloadOf(value), firsts[i], count); err != nil {
 			return &DamageError{File: datastoreKey(firsts[i]).String(), Offset: -1, What: err.Error()}
 		}
 		if err := visit(&b); err != nil {

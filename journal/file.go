@@ -16,7 +16,7 @@ import (
 // FileOptions are the options of [OpenFile]; the zero value is the default.
 type FileOptions struct {
 	// SegmentSize is the size in bytes at which a segment is sealed and the next
-	// begun; a single batch may exceed it. Default 64 MiB, at least 4 KiB.
+	// begun; a single batch may exceed it. Default 64 MiB, at least 1 KiB.
 	SegmentSize int64
 	// Preallocate is the largest step in bytes by which zeros are written ahead of
 	// the appends; steps double up to it from 64 KiB. An append into space that was
@@ -27,7 +27,7 @@ type FileOptions struct {
 
 const (
 	defaultSegmentSize = 64 << 20
-	minSegmentSize     = 4 << 10
+	minSegmentSize     = 1 << 10
 	defaultPreallocate = 4 << 20
 	firstPreallocate   = 64 << 10
 

@@ -131,8 +131,8 @@ type findings struct {
 	dirty  int64 // bytes from end on that a tear left
 	marked bool
 
-	// unsealed: the last of sealed has no footer yet, and ends at its size.
-	unsealed bool
+	// lastFrame holds the bytes of the last segment's last frame.
+	lastFrame []byte
 }
 
 // empty reports whether the last segment was never written to.
@@ -216,7 +216,9 @@ func (x *findings) scanLast(file fsio.File, s *segment, size int64) error {
 		if !more {
 			break
 		}
-		x.marked = sc.frames[len(sc.frames)-1].kind == frameMark
+		fr := &sc.frames[len(sc.frames)-1]
+		x.marked = fr.kind == frameMark
+		x.lastFrame = append(x.lastFrame[:0], sc.data[fr.lo-frameHeaderSize:sc.used]...)
 	}
 	if sc.stop == frameOK {
 		return &DamageError{File: s.name(), Offset: sc.off, What: "the last segment is sealed: its successor is missing"}
@@ -234,7 +236,7 @@ func (x *findings) scanLast(file fsio.File, s *segment, size int64) error {
 }
 
 // checkSealed verifies that s ends where next begins. If it lacks its footer, which
-// only a segment with an empty successor may, all of its frames are verified.
+// only a segment with an empty successor may, all of its frames are verified. The size it records is the one with the footer in place.
 func (x *findings) checkSealed(file fsio.File, s, next *segment, size int64, mayLackFooter bool) error {
 	footed, err := hasFooter(file, s, next, size)
 	if err != nil {
@@ -250,10 +252,13 @@ func (x *findings) checkSealed(file fsio.File, s, next *segment, size int64, may
 				return err
 			}
 		}
-		if sc.pos != next.before || sc.stop == frameOK {
+		if sc.pos != next.before {
 			return sc.damage()
 		}
-		x.unsealed, size = true, sc.off
+		size = sc.off
+		if sc.stop != frameOK {
+			size += frameHeaderSize // the footer that will be there
+		}
 	}
 	x.sealed = append(x.sealed, sealedSegment{segment: *s, end: next.before, size: size})
 	return nil
@@ -276,10 +281,14 @@ func hasFooter(file fsio.File, s, next *segment, size int64) (bool, error) {
 
 // repair finishes what a crash interrupted, makes durable what was found, and opens
 // the tail. Each step may be interrupted and repeated.
+//
+// The one frame that may have been found without being durable, the tail's last or
+// the footer before an empty tail, is written again before it is synced. The sync
+// of a former writer may have failed, and then the kernel holds the frame in memory,
+// takes it for clean, and would have this sync succeed without writing it.
 func (f *File) repair(x *findings) error {
 	if n := len(x.sealed); n > 0 && x.empty() {
-		// The crash may have come before the footer, or before its sync.
-		if err := f.finishSeal(&x.sealed[n-1], x.unsealed); err != nil {
+		if err := f.finishSeal(&x.sealed[n-1]); err != nil {
 			return err
 		}
 	}
@@ -296,23 +305,20 @@ func (f *File) repair(x *findings) error {
 		f.tail.size = x.end
 		f.mu.stats.TornTails, f.mu.stats.TornBytes = 1, x.dirty
 	}
+	if err := writeAt(file, x.lastFrame, x.end-int64(len(x.lastFrame))); err != nil {
+		return err
+	}
 	if err := f.sync(file.Sync); err != nil {
 		return err
 	}
 	return f.fsys.SyncDir(f.dir)
 }
 
-func (f *File) finishSeal(s *sealedSegment, unsealed bool) error {
+func (f *File) finishSeal(s *sealedSegment) error {
 	file, err := f.fsys.OpenFile(f.path(s.name()), os.O_RDWR, 0)
 	if err != nil {
 		return err
 	}
-	if unsealed {
-		t := &tail{segment: s.segment, file: file, end: s.size, size: s.size}
-		err = f.seal(t, s.end)
-		s.size = t.size
-	} else {
-		err = f.sync(file.Sync)
-	}
-	return errors.Join(err, file.Close())
+	t := &tail{segment: s.segment, file: file, end: s.size - frameHeaderSize, size: s.size}
+	return errors.Join(f.seal(t, s.end), file.Close())
 }

@@ -147,6 +147,7 @@ type scanner struct {
 	verifier
 	off    int64 // of the next frame
 	data   []byte
+	used   int // how much of data the frames take
 	frames []frameRef
 
 	stopped bool
@@ -178,11 +179,11 @@ func (s *scanner) next() (bool, error) {
 			s.limit = s.off + int64(n) // somebody cut the file meanwhile
 		}
 		s.data = s.data[:n]
-		used, need := s.parse()
-		if s.off+int64(used+need) > s.limit {
+		need := s.parse()
+		s.off += int64(s.used)
+		if s.off+int64(need) > s.limit {
 			s.stopped, s.stop = true, frameShort
 		}
-		s.off += int64(used)
 		if len(s.frames) > 0 {
 			return true, nil
 		}
@@ -191,26 +192,26 @@ func (s *scanner) next() (bool, error) {
 	return false, nil
 }
 
-// parse collects the whole frames in s.data. It returns how many bytes they take,
-// and how many the next frame needs, if that goes on behind the data.
-func (s *scanner) parse() (used, need int) {
-	s.frames = s.frames[:0]
+// parse collects the whole frames in s.data. It returns how many bytes the next
+// frame needs, if that goes on behind the data.
+func (s *scanner) parse() (need int) {
+	s.frames, s.used = s.frames[:0], 0
 	for {
-		h, size, is := s.verifier.next(s.data[used:], s.off+int64(used), s.skip)
+		h, size, is := s.verifier.next(s.data[s.used:], s.off+int64(s.used), s.skip)
 		switch is {
 		case frameOK:
-			lo := used + frameHeaderSize
+			lo := s.used + frameHeaderSize
 			s.frames = append(s.frames, frameRef{kind: h.kind, count: int(h.count), lo: lo, hi: lo + int(h.length), end: s.pos})
-			used += size
+			s.used += size
 			if h.kind == frameFooter {
 				s.stopped, s.stop = true, frameOK
-				return used, 0
+				return 0
 			}
 		case frameShort:
-			return used, size
+			return size
 		default:
 			s.stopped, s.stop = true, is
-			return used, 0
+			return 0
 		}
 	}
 }
