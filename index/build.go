@@ -1,0 +1,306 @@
+package index
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"hash/maphash"
+	"io"
+	"slices"
+
+	carindex "github.com/ipld/go-car/v2/index"
+	"github.com/multiformats/go-multicodec"
+	"github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/internal/carscan"
+)
+
+// What [Build] finds wrong with a file is an [*SourceError] of one of these kinds.
+// Errors of the reader are never of these kinds.
+var (
+	// ErrMalformed: the bytes are not a CAR.
+	ErrMalformed = carscan.ErrMalformed
+	// ErrTruncated: the file ends before what it promises.
+	ErrTruncated = carscan.ErrTruncated
+	// ErrLimit: a bound of BuildOptions was exceeded.
+	ErrLimit = carscan.ErrLimit
+	// ErrHashMismatch: a block does not hash to its CID.
+	ErrHashMismatch = carscan.ErrHashMismatch
+	// ErrUnsupportedHash: a hash function or digest length that proves nothing.
+	ErrUnsupportedHash = carscan.ErrUnsupportedHash
+	// ErrUnsupportedVersion: a CAR version other than 1 and 2.
+	ErrUnsupportedVersion = carscan.ErrUnsupportedVersion
+)
+
+// SourceError says what is wrong with a CAR and where: fields Offset, What and Err,
+// the kind.
+type SourceError = carscan.Error
+
+// BuildOptions bounds and directs [Build]. The zero value is safe for the files of
+// strangers.
+type BuildOptions struct {
+	// SkipVerify leaves block hashes unchecked.
+	SkipVerify bool
+	// Workers hash in parallel; 0 means GOMAXPROCS.
+	Workers int
+	// MaxHeaderBytes, MaxRoots, MaxSectionBytes, MaxRecords; 0 means 1 MiB, 4,096,
+	// 32 MiB, 1<<32 - 1.
+	MaxHeaderBytes  int
+	MaxRoots        int
+	MaxSectionBytes int
+	MaxRecords      uint64
+	// Progress, if set, is told after every chunk how many bytes of the source and
+	// how many blocks are done. Calls do not overlap and hold up the work.
+	Progress func(bytes, blocks uint64)
+	// TrustEmbeddedIndex adopts the index inside a CARv2 after checking every entry
+	// against the header of the section that it names, instead of scanning: blocks
+	// are then not hashed, and blocks that the index leaves out are not indexed. For
+	// sources that are trusted. A file without an embedded MultihashIndexSorted is
+	// scanned; one whose index is false is an error.
+	TrustEmbeddedIndex bool
+}
+
+func (o BuildOptions) scan() carscan.Options {
+	return carscan.Options{
+		MaxHeaderBytes:  o.MaxHeaderBytes,
+		MaxRoots:        o.MaxRoots,
+		MaxSectionBytes: o.MaxSectionBytes,
+		MaxRecords:      o.MaxRecords,
+		SkipVerify:      o.SkipVerify,
+		Workers:         o.Workers,
+		Progress:        o.Progress,
+	}
+}
+
+// Build scans a CARv1 or CARv2 of size bytes and drafts its index: every section,
+// identity CIDs and duplicates included. Errors of r come back as they are; what is
+// wrong with the file is a [*SourceError].
+func Build(ctx context.Context, r io.ReaderAt, size int64, opts BuildOptions) (*Draft, error) {
+	if opts.TrustEmbeddedIndex {
+		idx, err := embeddedIndex(r, size, opts)
+		if err != nil {
+			return nil, err
+		}
+		if idx != nil {
+			return DraftFromIndex(ctx, idx, r, size, opts)
+		}
+	}
+	var d drafter
+	sum, err := carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error {
+		return d.add(rec.Code, rec.Digest, Entry{rec.Offset, rec.HeaderLen, rec.Size})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d.finish(header{
+		payload: sum.PayloadBytes,
+		binding: bindingOf(&sum.Layout, size, sum.Digest),
+	}), nil
+}
+
+func bindingOf(l *carscan.Layout, size int64, content [32]byte) Binding {
+	return Binding{
+		SourceSize:    uint64(size),
+		CARVersion:    l.Version,
+		DataOffset:    l.DataOffset,
+		DataSize:      l.DataSize,
+		HeaderLen:     uint64(len(l.Header)),
+		HeaderDigest:  l.HeaderDigest,
+		ContentDigest: content,
+	}
+}
+
+// embeddedIndex reads the index inside a CARv2; nil if there is none of use.
+func embeddedIndex(r io.ReaderAt, size int64, opts BuildOptions) (carindex.IterableIndex, error) {
+	l, err := carscan.ReadLayout(r, size, opts.scan())
+	if err != nil {
+		return nil, err
+	}
+	if l.IndexOffset == 0 || l.IndexOffset == uint64(size) {
+		return nil, nil
+	}
+	at := int64(l.IndexOffset)
+	section := io.NewSectionReader(r, at, size-at)
+	if codec, err := foreignCodec(section); err != nil || codec != multicodec.CarMultihashIndexSorted {
+		return nil, err
+	}
+	idx, err := ReadForeignIndex(section, section.Size())
+	if err != nil {
+		return nil, fmt.Errorf("embedded index: %w", err)
+	}
+	return idx.(carindex.IterableIndex), nil
+}
+
+// DraftFromIndex drafts an index from one that somebody else made over the same
+// source; it must be a carindex.IterableIndex. Each section header is read at its
+// offset, to learn the sizes and to see that the block named is there; blocks are
+// not hashed. The content digest covers the sections that idx lists, so it equals
+// that of [Build] if idx lists them all. What is wrong with idx wraps [ErrBadIndex].
+func DraftFromIndex(ctx context.Context, idx carindex.Index, r io.ReaderAt, size int64, opts BuildOptions) (*Draft, error) {
+	it, ok := idx.(carindex.IterableIndex)
+	if !ok {
+		return nil, fmt.Errorf("%w: an index of type %T (codec %v) cannot be iterated; return a go-car IterableIndex", ErrBadIndex, idx, idx.Codec())
+	}
+	l, err := carscan.ReadLayout(r, size, opts.scan())
+	if err != nil {
+		return nil, err
+	}
+	offsets, claimed, err := claims(it, opts.MaxRecords)
+	if err != nil {
+		return nil, err
+	}
+	slices.Sort(offsets)
+	sections := sectionReader{r: newWindow(r, size), layout: l, opts: opts.scan(), digest: carscan.NewContentDigest(l.Header), claims: claimed.seeded()}
+	if err := sections.readAll(ctx, offsets, opts.Progress); err != nil {
+		return nil, err
+	}
+	if sections.claims.sum != claimed.sum {
+		return nil, fmt.Errorf("%w: it names blocks that are not at the offsets it gives", ErrBadIndex)
+	}
+	return sections.drafter.finish(header{
+		payload: sections.payload,
+		binding: bindingOf(l, size, sections.digest.Sum()),
+	}), nil
+}
+
+// claimSet is a fingerprint of a set of (multihash, offset) pairs, whatever their
+// order: the sum of their hashes under a secret seed.
+type claimSet struct {
+	seed maphash.Seed
+	sum  uint64
+}
+
+func (c *claimSet) seeded() claimSet { return claimSet{seed: c.seed} }
+
+func (c *claimSet) add(code uint64, digest []byte, offset uint64) {
+	type pair struct{ code, offset, digest uint64 }
+	c.sum += maphash.Comparable(c.seed, pair{code, offset, maphash.Bytes(c.seed, digest)})
+}
+
+// claims lists the offsets of an index and fingerprints its entries.
+func claims(it carindex.IterableIndex, limit uint64) (offsets []uint64, set claimSet, err error) {
+	if limit == 0 || limit > maxRecords {
+		limit = maxRecords
+	}
+	set.seed = maphash.MakeSeed()
+	err = it.ForEach(func(mh multihash.Multihash, offset uint64) error {
+		code, digest, ok := splitMultihash(mh)
+		if !ok {
+			return fmt.Errorf("%w: entry %d is not a multihash", ErrBadIndex, len(offsets))
+		}
+		if uint64(len(offsets)) >= limit {
+			return fmt.Errorf("index: %w: more than %d records", ErrLimit, limit)
+		}
+		set.add(code, digest, offset)
+		offsets = append(offsets, offset)
+		return nil
+	})
+	return offsets, set, err
+}
+
+// sectionReader reads the section headers that an index names, in file order.
+type sectionReader struct {
+	r       *window
+	layout  *carscan.Layout
+	opts    carscan.Options
+	digest  *carscan.ContentDigest
+	claims  claimSet
+	drafter drafter
+	payload uint64
+}
+
+func (s *sectionReader) readAll(ctx context.Context, offsets []uint64, progress func(bytes, blocks uint64)) error {
+	var (
+		buf [carscan.MaxSectionHeader]byte
+		rec carscan.Record
+		end uint64
+	)
+	for i, offset := range offsets {
+		if i%1024 == 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			if progress != nil {
+				progress(s.layout.DataOffset+offset, uint64(i))
+			}
+		}
+		if offset < end {
+			return fmt.Errorf("%w: an entry at %d lies inside the section before it, which ends at %d", ErrBadIndex, offset, end)
+		}
+		if err := carscan.SectionAt(s.r, s.layout, offset, s.opts, buf[:], &rec); err != nil {
+			if e := (*carscan.Error)(nil); errors.As(err, &e) {
+				return fmt.Errorf("%w: no section at %d: %w", ErrBadIndex, offset, err)
+			}
+			return err
+		}
+		end = offset + uint64(rec.HeaderLen) + uint64(rec.Size)
+		s.claims.add(rec.Code, rec.Digest, offset)
+		s.digest.Add(&rec)
+		s.payload += uint64(rec.Size)
+		if err := s.drafter.add(rec.Code, rec.Digest, Entry{offset, rec.HeaderLen, rec.Size}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// ImportIndex drafts an index without looking at a source: block sizes are unknown,
+// and the index is bound to nothing.
+func ImportIndex(idx carindex.IterableIndex) (*Draft, error) {
+	var d drafter
+	err := idx.ForEach(func(mh multihash.Multihash, offset uint64) error {
+		code, digest, ok := splitMultihash(mh)
+		if !ok {
+			return fmt.Errorf("%w: entry %d is not a multihash", ErrBadIndex, d.n)
+		}
+		return d.add(code, digest, Entry{Offset: offset})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d.finish(header{flags: flagSizesUnknown | flagUnbound}), nil
+}
+
+// window makes many small reads in ascending order cheap: it reads ahead, much where
+// the reads are dense and little where they are not.
+type window struct {
+	r    io.ReaderAt
+	size int64
+	buf  []byte
+	at   int64 // of buf[:n] in r
+	n    int
+	want int
+}
+
+const (
+	windowMax = 256 << 10
+	windowMin = 512
+)
+
+func newWindow(r io.ReaderAt, size int64) *window {
+	n := int(min(size, windowMax))
+	return &window{r: r, size: size, buf: make([]byte, n), want: n}
+}
+
+func (w *window) ReadAt(p []byte, at int64) (int, error) {
+	if at < w.at || at+int64(len(p)) > w.at+int64(w.n) {
+		if at > w.at+2*int64(w.want) {
+			w.want = max(w.want/4, windowMin)
+		} else {
+			w.want *= 2
+		}
+		n := min(int64(max(w.want, len(p))), int64(len(w.buf)), w.size-at)
+		w.want = min(w.want, len(w.buf))
+		if n < int64(len(p)) {
+			return w.r.ReadAt(p, at)
+		}
+		var err error
+		w.at = at
+		if w.n, err = w.r.ReadAt(w.buf[:n], at); w.n < len(p) {
+			n := copy(p, w.buf[:w.n])
+			w.n = 0
+			return n, err
+		}
+	}
+	return copy(p, w.buf[at-w.at:w.n]), nil
+}

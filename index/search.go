@@ -1,0 +1,292 @@
+package index
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"runtime/debug"
+	"sync"
+	"unsafe"
+
+	"github.com/multiformats/go-multihash"
+)
+
+// pageBuffer holds any page, and the first bytes of any header.
+type pageBuffer [2 << 10]byte
+
+var pageBuffers = sync.Pool{New: func() any { return new(pageBuffer) }}
+
+// splitMultihash takes a binary multihash apart. Like go-multihash it wants the
+// digest to fill the rest exactly.
+func splitMultihash(mh []byte) (code uint64, digest []byte, ok bool) {
+	if len(mh) == 34 && mh[0] == multihash.SHA2_256 && mh[1] == 32 {
+		return multihash.SHA2_256, mh[2:], true
+	}
+	code, n := binary.Uvarint(mh)
+	if n <= 0 {
+		return 0, nil, false
+	}
+	size, m := binary.Uvarint(mh[n:])
+	if m <= 0 || size != uint64(len(mh)-n-m) {
+		return 0, nil, false
+	}
+	return code, mh[n+m:], true
+}
+
+// finding is the answer of search.
+type finding struct {
+	match bool
+	index uint64 // of the first record that matches
+	entry Entry
+}
+
+// search finds the first record of g with the given digest.
+//
+// It looks for the last page whose first record sorts before the digest; if the
+// digest is anywhere, it begins in that page or is the first record of the next.
+// The fan-out says where to look first. It may be wrong, and it may be useless for
+// digests made to share their leading bits: then the search gallops away from the
+// hint and bisects, so that its cost is logarithmic whatever the fan-out says.
+//
+//	first(lo) < digest ≤ first(hi)      proven by checked pages, with
+//	first(-1) = -∞, first(pages) = ∞    by the checked header
+func (c *indexCore) search(g *group, digest []byte) (f finding, err error) {
+	if c.data != nil {
+		old := debug.SetPanicOnFault(true)
+		defer func() {
+			debug.SetPanicOnFault(old)
+			if r := recover(); r != nil {
+				err = c.fault(r)
+			}
+		}()
+		return c.searchPages(g, digest, nil)
+	}
+	buf := pageBuffers.Get().(*pageBuffer)
+	f, err = c.searchPages(g, digest, buf)
+	pageBuffers.Put(buf)
+	return f, err
+}
+
+func (c *indexCore) searchPages(g *group, digest []byte, buf *pageBuffer) (finding, error) {
+	n, pages := int(g.recordLen()), int64(g.numPages())
+	guess, err := c.hint(g, digest, buf)
+	if err != nil {
+		return finding{}, err
+	}
+	lo, hi, step := int64(-1), pages, int64(1)
+	for lo+1 < hi {
+		records, err := c.page(g, uint64(guess), buf)
+		if err != nil {
+			return finding{}, err
+		}
+		if bytes.Compare(records[:g.digestLen], digest) < 0 {
+			last := records[len(records)-n:]
+			if bytes.Compare(last[:g.digestLen], digest) >= 0 {
+				return c.inPage(g, uint64(guess), records, digest), nil
+			}
+			lo = guess
+			guess += step
+		} else {
+			hi = guess
+			guess -= step
+		}
+		if step *= 2; guess <= lo || guess >= hi || lo >= 0 && hi < pages {
+			guess = lo + (hi-lo)/2
+		}
+	}
+	if hi == pages {
+		return finding{}, nil
+	}
+	records, err := c.page(g, uint64(hi), buf)
+	if err != nil {
+		return finding{}, err
+	}
+	return c.inPage(g, uint64(hi), records, digest), nil
+}
+
+// hint returns the page that the fan-out names, or any page.
+func (c *indexCore) hint(g *group, digest []byte, buf *pageBuffer) (int64, error) {
+	if g.fanBits == 0 {
+		return 0, nil
+	}
+	at := g.offset + prefix(digest)>>(64-g.fanBits)*entrySize
+	b, err := c.bytes(at, entrySize, buf)
+	if err != nil {
+		return 0, err
+	}
+	record := uint64(binary.LittleEndian.Uint32(b))
+	return int64(min(record, g.records-1) / uint64(g.perPage)), nil
+}
+
+// inPage finds the first match in a page.
+func (c *indexCore) inPage(g *group, page uint64, records, digest []byte) finding {
+	n := int(g.recordLen())
+	lo, hi := 0, len(records)/n
+	for lo < hi {
+		mid := int(uint(lo+hi) >> 1)
+		if bytes.Compare(records[mid*n:mid*n+len(digest)], digest) < 0 {
+			lo = mid + 1
+		} else {
+			hi = mid
+		}
+	}
+	r := records[lo*n:]
+	if len(r) == 0 || string(r[:len(digest)]) != string(digest) {
+		return finding{}
+	}
+	return finding{match: true, index: page*uint64(g.perPage) + uint64(lo), entry: c.entry(r[len(digest):])}
+}
+
+// bytes returns n bytes of the file at offset at: of the mapping, or in buf.
+func (c *indexCore) bytes(at, n uint64, buf *pageBuffer) ([]byte, error) {
+	if c.data != nil {
+		return c.data[at : at+n], nil
+	}
+	b := buf[:n]
+	return b, c.readAt(c.src, b, int64(at))
+}
+
+// page returns the records of page i after checking them. They lie in the mapping or
+// in buf.
+func (c *indexCore) page(g *group, i uint64, buf *pageBuffer) ([]byte, error) {
+	at, size := g.page(i)
+	b, err := c.bytes(at, size, buf)
+	if err != nil {
+		return nil, err
+	}
+	records := b[:size-crcLen]
+	if pageCRC(c.crc, at, records) != binary.LittleEndian.Uint32(b[len(records):]) {
+		return nil, c.damaged(at, "page checksum")
+	}
+	return records, nil
+}
+
+// copyPage is page, copied to buf and checked there.
+func (c *indexCore) copyPage(g *group, i uint64, buf *pageBuffer) (records []byte, err error) {
+	defer c.guard(&err)()
+	at, size := g.page(i)
+	if c.data != nil {
+		copy(buf[:size], c.data[at:at+size])
+	} else if err := c.readAt(c.src, buf[:size], int64(at)); err != nil {
+		return nil, err
+	}
+	records = buf[:size-crcLen]
+	if pageCRC(c.crc, at, records) != binary.LittleEndian.Uint32(buf[len(records):]) {
+		return nil, c.damaged(at, "page checksum")
+	}
+	return records, nil
+}
+
+// guard turns a fault on the mapping (a file that shrank underneath, a disk that
+// fails) into an error in *err. Use: defer c.guard(&err)().
+func (c *indexCore) guard(err *error) func() {
+	if c.data == nil {
+		return func() {}
+	}
+	old := debug.SetPanicOnFault(true)
+	return func() {
+		debug.SetPanicOnFault(old)
+		if r := recover(); r != nil {
+			*err = c.fault(r)
+		}
+	}
+}
+
+// fault returns the error for a recovered fault on the mapping and panics again with
+// anything else.
+func (c *indexCore) fault(r any) error {
+	if e, ok := r.(interface{ Addr() uintptr }); ok && len(c.data) > 0 {
+		base := uintptr(unsafe.Pointer(unsafe.SliceData(c.data)))
+		if at := e.Addr() - base; at < uintptr(len(c.data)) {
+			return c.damaged(uint64(at), "the mapped file cannot be read here; it was cut short or its disk fails")
+		}
+	}
+	panic(r)
+}
+
+// Verify reads the whole index and checks every promise of the format: checksums,
+// order, sums, and that every fan-out entry is exact.
+func (x *ShardIndex) Verify(ctx context.Context) error {
+	c := x.core
+	if !c.enter() {
+		return ErrClosed
+	}
+	defer c.leave()
+	payload := uint64(0)
+	for i := range c.groups {
+		g := &c.groups[i]
+		v := groupVerifier{c: c, g: g, ctx: ctx}
+		if err := c.eachRecord(g, 0, v.record); err != nil {
+			return err
+		}
+		if err := v.fanOut(); err != nil {
+			return err
+		}
+		payload += v.payload
+	}
+	if payload != c.payload {
+		return c.damaged(0, fmt.Sprintf("blocks sum up to %d bytes, the header says %d", payload, c.payload))
+	}
+	return nil
+}
+
+type groupVerifier struct {
+	c       *indexCore
+	g       *group
+	ctx     context.Context
+	n       uint64
+	payload uint64
+	last    []byte // digest and offset of the last record, in sortable form
+	now     []byte
+	// fan collects what the fan-out must be.
+	fan []uint32
+}
+
+func (v *groupVerifier) record(digest []byte, e Entry) error {
+	v.now = binary.BigEndian.AppendUint64(append(v.now[:0], digest...), e.Offset)
+	if v.n > 0 && bytes.Compare(v.last, v.now) > 0 {
+		return v.c.damaged(v.g.pages, fmt.Sprintf("record %d is out of order", v.n))
+	}
+	v.last, v.now = v.now, v.last
+	if v.g.fanBits > 0 {
+		for p := prefix(digest) >> (64 - v.g.fanBits); uint64(len(v.fan)) <= p; {
+			v.fan = append(v.fan, uint32(v.n))
+		}
+	}
+	if e.Size > 0 {
+		v.payload += uint64(e.Size)
+	}
+	if v.n++; v.n%4096 == 0 {
+		return v.ctx.Err()
+	}
+	return nil
+}
+
+// fanOut compares the stored fan-out with the one that the records demand.
+func (v *groupVerifier) fanOut() (err error) {
+	if v.g.fanBits == 0 {
+		return nil
+	}
+	defer v.c.guard(&err)()
+	buf := pageBuffers.Get().(*pageBuffer)
+	defer pageBuffers.Put(buf)
+	entries := uint64(1) << v.g.fanBits
+	for i := uint64(0); i < entries; {
+		n := min(entries-i, uint64(len(buf)/entrySize))
+		b, err := v.c.bytes(v.g.offset+i*entrySize, n*entrySize, buf)
+		if err != nil {
+			return err
+		}
+		for ; n > 0; n, i, b = n-1, i+1, b[entrySize:] {
+			want := uint32(v.n)
+			if i < uint64(len(v.fan)) {
+				want = v.fan[i]
+			}
+			if binary.LittleEndian.Uint32(b) != want {
+				return v.c.damaged(v.g.offset+i*entrySize, "fan-out entry")
+			}
+		}
+	}
+	return nil
+}
