@@ -1,0 +1,67 @@
+# A bare `make` prints the targets. TIME, COUNT and PKG change what some of them do:
+# make bench PKG=./index COUNT=10, make fuzz TIME=5m PKG=./internal/carscan
+
+PKG   ?= ./...
+TIME  ?= 20s
+COUNT ?= 1
+
+.DEFAULT_GOAL := help
+
+.PHONY: help
+help: ## print this
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## compile everything
+	go build ./... ./testdata
+
+.PHONY: test
+test: ## all tests
+	go test $(PKG)
+
+.PHONY: race
+race: ## all tests with the race detector, long ones shortened
+	go test -race -short $(PKG)
+
+.PHONY: bench
+bench: ## benchmarks (COUNT=10 for benchstat)
+	go test -run '^$$' -bench . -benchmem -count $(COUNT) -timeout 0 $(PKG)
+
+.PHONY: fuzz
+fuzz: ## every fuzz target for TIME each
+	.ci/fuzz $(TIME) $(PKG)
+
+.PHONY: soak
+soak: ## crash, model and simulation tests again and again until one fails or you stop it
+	@n=0; while go test -count 1 -timeout 0 -run 'Crash|Model|Sim|Stress|Random|Property|Fault' $(PKG); do n=$$((n+1)); echo "round $$n passed"; done; exit 1
+
+.PHONY: cover
+cover: ## statement coverage by function, into cover.out
+	go test -coverpkg ./... -coverprofile cover.out $(PKG)
+	go tool cover -func cover.out | tail -n 40
+
+.PHONY: fmt
+fmt: ## format the code
+	go tool -modfile=tools/go.mod gofumpt -w $$(git ls-files --cached --others --exclude-standard '*.go')
+
+.PHONY: lint
+lint: ## gofmt, go vet, staticcheck
+	@files=$$(gofmt -l .); test -z "$$files" || { echo "not formatted; run make fmt:"; echo "$$files"; exit 1; }
+	go vet ./... ./testdata
+	go tool -modfile=tools/go.mod staticcheck ./... ./testdata
+
+.PHONY: docs
+docs: ## write docs/GUARANTEES.md from its rows and the tests' comments
+	go run ./internal/guarantees -write
+
+.PHONY: gen
+gen: docs ## write everything that is generated: docs and the CARs of testdata
+	go run ./internal/gentestdata
+
+.PHONY: quickstart
+quickstart: ## run the example
+	go run ./examples/quickstart
+
+.PHONY: ci
+ci: ## what runs before a change lands
+	.ci/run
