@@ -1,0 +1,267 @@
+package index
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"encoding/binary"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"runtime"
+	"testing"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	carindex "github.com/ipld/go-car/v2/index"
+	"github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/internal/carscan/hostile"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// BenchmarkBuild indexes 262,144 blocks of 1 KiB from the page cache, the durable
+// write of the index included. x-plain is the time relative to a sequential read with
+// SHA-256 on one core in the same run.
+func BenchmarkBuild(b *testing.B) {
+	dir := b.TempDir()
+	name := filepath.Join(dir, "bench.car")
+	data := hostile.Random(262144, 1024, 1)
+	if err := os.WriteFile(name, data, 0o600); err != nil {
+		b.Fatal(err)
+	}
+	size := int64(len(data))
+	f, err := os.Open(name)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer f.Close()
+	repo, err := NewFSRepo(filepath.Join(dir, "index"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	plain := time.Duration(1 << 62)
+	buf := make([]byte, 1<<20)
+	for range 5 {
+		start := time.Now()
+		h := sha256.New()
+		if _, err := io.CopyBuffer(h, struct{ io.Reader }{io.NewSectionReader(f, 0, size)}, buf); err != nil {
+			b.Fatal(err)
+		}
+		plain = min(plain, time.Since(start))
+	}
+	key := shard.KeyFromString("bench")
+	for _, bench := range []struct {
+		name string
+		opts BuildOptions
+	}{{"verified", BuildOptions{}}, {"unverified", BuildOptions{SkipVerify: true}}} {
+		b.Run(bench.name, func(b *testing.B) {
+			b.SetBytes(size)
+			b.ReportAllocs()
+			gen := uint64(0)
+			for b.Loop() {
+				d, err := Build(b.Context(), f, size, bench.opts)
+				if err != nil {
+					b.Fatal(err)
+				}
+				gen++
+				if err := repo.PutIndex(key, gen, d); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.Elapsed())/float64(b.N)/float64(plain), "x-plain")
+		})
+	}
+}
+
+// bigIndex writes an index of n SHA2-256 records and returns its multihashes.
+func bigIndex(b *testing.B, n int) (repo *FSIndexRepo, key shard.Key, mhs []string) {
+	repo, err := NewFSRepo(b.TempDir())
+	if err != nil {
+		b.Fatal(err)
+	}
+	key = shard.KeyFromString("bench")
+	var d drafter
+	rng := rand.New(rand.NewPCG(1, 2))
+	var mh [34]byte
+	mh[0], mh[1] = multihash.SHA2_256, 32
+	for i := range n {
+		for j := 2; j < len(mh); j += 8 {
+			binary.LittleEndian.PutUint64(mh[j:], rng.Uint64())
+		}
+		if err := d.add(multihash.SHA2_256, mh[2:], Entry{Offset: uint64(i) * 1062, HeaderLen: 38, Size: 1024}); err != nil {
+			b.Fatal(err)
+		}
+		mhs = append(mhs, string(mh[:]))
+	}
+	if err := repo.PutIndex(key, 1, d.finish(header{payload: uint64(n) * 1024, flags: flagUnbound})); err != nil {
+		b.Fatal(err)
+	}
+	return repo, key, mhs
+}
+
+// BenchmarkOpen opens and closes an index; the heap it takes must not depend on the
+// number of blocks.
+func BenchmarkOpen(b *testing.B) {
+	for name, n := range map[string]int{"100": 100, "2500000": 2_500_000} {
+		b.Run(name, func(b *testing.B) {
+			repo, key, _ := bigIndex(b, n)
+			b.ReportAllocs()
+			for b.Loop() {
+				x, err := repo.OpenIndex(key, 1)
+				if err != nil {
+					b.Fatal(err)
+				}
+				if err := x.Close(); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
+	}
+}
+
+// BenchmarkFind looks up one of 2,500,000 blocks, warm, against a Go map and go-car's
+// index in memory.
+func BenchmarkFind(b *testing.B) {
+	repo, key, mhs := bigIndex(b, 2_500_000)
+	x, err := repo.OpenIndex(key, 1)
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer x.Close()
+	if err := x.Verify(b.Context()); err != nil {
+		b.Fatal(err)
+	}
+	absent := make([]string, 1<<16)
+	for i := range absent {
+		m := []byte(mhs[i*37])
+		m[20] ^= 1
+		absent[i] = string(m)
+	}
+	perm := rand.New(rand.NewPCG(3, 4)).Perm(len(mhs))
+	b.Run("hit", func(b *testing.B) {
+		b.ReportAllocs()
+		i := 0
+		for b.Loop() {
+			if _, found, err := x.Find(mhs[perm[i%len(perm)]]); !found || err != nil {
+				b.Fatal(found, err)
+			}
+			i++
+		}
+	})
+	b.Run("miss", func(b *testing.B) {
+		b.ReportAllocs()
+		i := 0
+		for b.Loop() {
+			if _, found, err := x.Find(absent[i%len(absent)]); found || err != nil {
+				b.Fatal(found, err)
+			}
+			i++
+		}
+	})
+	b.Run("map", func(b *testing.B) {
+		m := make(map[string]Entry, len(mhs))
+		for i, mh := range mhs {
+			m[mh] = Entry{Offset: uint64(i)}
+		}
+		i := 0
+		for b.Loop() {
+			if _, found := m[mhs[perm[i%len(perm)]]]; !found {
+				b.Fatal()
+			}
+			i++
+		}
+	})
+	b.Run("go-car", func(b *testing.B) {
+		var buf bytes.Buffer
+		if _, err := carindex.WriteTo(x, &buf); err != nil {
+			b.Fatal(err)
+		}
+		theirs, err := carindex.ReadFrom(bytes.NewReader(buf.Bytes()))
+		if err != nil {
+			b.Fatal(err)
+		}
+		cids := make([]cid.Cid, 1<<16)
+		for i := range cids {
+			cids[i] = cid.NewCidV1(cid.Raw, multihash.Multihash(mhs[perm[i]]))
+		}
+		i := 0
+		for b.Loop() {
+			if _, err := carindex.GetFirst(theirs, cids[i%len(cids)]); err != nil {
+				b.Fatal(err)
+			}
+			i++
+		}
+	})
+}
+
+// BenchmarkMemInverted measures the top-level index in memory: ingest, hit, miss and
+// heap per entry.
+func BenchmarkMemInverted(b *testing.B) {
+	const shards, each = 40, 25_000
+	d := make([]*Draft, shards)
+	rng := rand.New(rand.NewPCG(1, 2))
+	var some, absent []string
+	for s := range d {
+		var dr drafter
+		var mh [34]byte
+		mh[0], mh[1] = multihash.SHA2_256, 32
+		for i := range each {
+			for j := 2; j < len(mh); j += 8 {
+				binary.LittleEndian.PutUint64(mh[j:], rng.Uint64())
+			}
+			if err := dr.add(multihash.SHA2_256, mh[2:], Entry{Offset: uint64(i)}); err != nil {
+				b.Fatal(err)
+			}
+			if i%16 == 0 {
+				some = append(some, string(mh[:]))
+				mh[9] ^= 1
+				absent = append(absent, string(mh[:]))
+			}
+		}
+		d[s] = dr.finish(header{flags: flagUnbound})
+	}
+	rng.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
+	fill := func() *MemInverted {
+		v := NewMemoryInverted()
+		for s := range d {
+			if err := v.AddMultihashesForShard(b.Context(), d[s].Multihashes(), shard.KeyFromBytes([]byte{byte(s)})); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return v
+	}
+	b.Run("ingest", func(b *testing.B) {
+		var before, after runtime.MemStats
+		var v *MemInverted
+		for b.Loop() {
+			v = nil
+			runtime.GC()
+			runtime.ReadMemStats(&before)
+			v = fill()
+			runtime.GC()
+			runtime.ReadMemStats(&after)
+		}
+		b.ReportMetric(float64(shards*each)*float64(b.N)/b.Elapsed().Seconds(), "entries/s")
+		b.ReportMetric(float64(after.HeapAlloc-before.HeapAlloc)/(shards*each), "B/entry")
+		runtime.KeepAlive(v)
+	})
+	v := fill()
+	for name, list := range map[string][]string{"hit": some, "miss": absent} {
+		mhs := make([]multihash.Multihash, len(list))
+		for i := range list {
+			mhs[i] = multihash.Multihash(list[i])
+		}
+		b.Run(name, func(b *testing.B) {
+			b.ReportAllocs()
+			i := 0
+			for b.Loop() {
+				_, err := v.GetShardsForMultihash(b.Context(), mhs[i%len(mhs)])
+				if (err == nil) != (name == "hit") {
+					b.Fatal(err)
+				}
+				i++
+			}
+		})
+	}
+}
