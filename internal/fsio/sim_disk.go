@@ -324,26 +324,24 @@ func (s *Sim) syncNames(d *node) {
 }
 
 // saveNames applies the chosen operations to the platter in their order, and with
-// each those that it builds upon. They are the earlier ones of the same node, and
-// of the same name if one of the two is a rename: a rename is atomic, so what
-// happens to a name later must not undo half of it.
+// each those that it builds upon: the earlier ones of the same name, if one of the
+// two is a rename. A rename is atomic, so what happens to a name before or after
+// must not undo half of it.
 func (s *Sim) saveNames(chosen []bool) {
 	type place struct {
 		dir  *node
 		name string
 	}
-	nodes := map[*node]bool{}
-	named, renamed := map[place]bool{}, map[place]bool{}
+	named, renamed := map[place]bool{}, map[place]bool{} // by the chosen ones that are later
 	for i := len(s.pending) - 1; i >= 0 && !s.reorderRenames; i-- {
 		o := &s.pending[i]
 		a, b := place{o.from, o.old}, place{o.to, o.new}
-		if !chosen[i] && (nodes[o.n] || renamed[a] || renamed[b] || o.rename() && (named[a] || named[b])) {
+		if renamed[a] || renamed[b] || o.rename() && (named[a] || named[b]) {
 			chosen[i] = true
 		}
 		if !chosen[i] {
 			continue
 		}
-		nodes[o.n] = true
 		for _, p := range []place{a, b} {
 			if p.dir != nil {
 				named[p] = true

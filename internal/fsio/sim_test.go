@@ -191,6 +191,35 @@ func TestCrashContents(t *testing.T) {
 		must(t, f.Close())
 		wantOutcomes(t, outcomes(s, crashes, shape), "a0")
 	})
+	t.Run("truncate pages and grow again", func(t *testing.T) {
+		s := NewSim(1)
+		durable(t, s, "f", strings.Repeat("a", 3*pageSize))
+		f, err := s.OpenFile("f", os.O_RDWR, 0)
+		must(t, err)
+		must(t, f.Truncate(sectorSize+100))
+		must(t, f.Truncate(3*pageSize))
+		must(t, f.Sync())
+		must(t, f.Close())
+		want := strings.Repeat("a", sectorSize+100)
+		want += strings.Repeat("\x00", 3*pageSize-len(want))
+		wantOutcomes(t, outcomes(s, crashes, look("f")), want)
+	})
+	t.Run("grow after the crash", func(t *testing.T) {
+		s := NewSim(1)
+		durable(t, s, "f", "a")
+		write(t, s, "f", os.O_RDWR|os.O_APPEND, sector("b"))
+		for seed := range uint64(100) {
+			after := s.Clone(seed).Crash()
+			left := len(readAll(t, after, "f"))
+			f, err := after.OpenFile("f", os.O_RDWR, 0)
+			must(t, err)
+			must(t, f.Truncate(pageSize))
+			must(t, f.Close())
+			if got := readAll(t, after, "f")[left:]; strings.Trim(got, "\x00") != "" {
+				t.Fatalf("crash %d: what was cut off came back: %.40q", seed, got)
+			}
+		}
+	})
 	t.Run("written twice", func(t *testing.T) {
 		seen := map[string]int{}
 		for seed := range uint64(crashes) {
@@ -253,6 +282,9 @@ func TestCloneIsIndependent(t *testing.T) {
 	write(t, s, "f", os.O_RDWR, "SYN")
 	c := s.Clone(2)
 	write(t, s, "f", os.O_RDWR, "parent")
+	if got := readAll(t, c, "f"); got != "SYNced" {
+		t.Errorf("the clone sees %q", got)
+	}
 	write(t, c, "f", os.O_RDWR, "child!")
 	must(t, c.Rename("f", "g"))
 	if got := look("f", "g")(s) + look("f", "g")(c); got != "parent -- child!" {
