@@ -161,6 +161,7 @@ func countOps(t *testing.T, h *history) uint64 {
 // appends, rotations and restarts; then power is lost, at once or after the program
 // was killed and started again; then the journal must open and go on.
 func TestCrashEveryOperation(t *testing.T) {
+	t.Parallel()
 	want := newHistory(t, crashSizes)
 	ops := countOps(t, want.fresh())
 	runs := 0
@@ -189,6 +190,7 @@ func TestCrashEveryOperation(t *testing.T) {
 // Proves C9: every fault at every operation of the recovery from a crash at every
 // operation. What the recovery showed, and what it acknowledged, is there after it.
 func TestCrashDuringRecovery(t *testing.T) {
+	t.Parallel()
 	want := newHistory(t, crashSizes)
 	ops := countOps(t, want.fresh())
 	step := uint64(1)

@@ -205,6 +205,7 @@ func checkUsable(t *testing.T, sim *fsio.Sim, j *journal.File, have []journal.Ba
 // all events, or, only for the last frame that nothing behind it proves durable,
 // all batches but the last. Wrong events: never.
 func TestDamageBitFlips(t *testing.T) {
+	t.Parallel()
 	for _, closed := range []bool{true, false} {
 		t.Run(fmt.Sprintf("closed=%v", closed), func(t *testing.T) {
 			s := newSpecimen(t, closed)
@@ -275,6 +276,7 @@ func (s *specimen) flip(t *testing.T, path string, off int64, to byte, what stri
 // Proves C1: the last append torn at every byte, and everything that a crash may
 // leave behind the tear: nothing, zeros, noise, a frame of long ago.
 func TestDamageTornTail(t *testing.T) {
+	t.Parallel()
 	s := newSpecimen(t, false)
 	tail := s.segments[len(s.segments)-1]
 	whole := contents(t, s.sim, tail)
@@ -316,6 +318,7 @@ func TestDamageTornTail(t *testing.T) {
 
 // Proves C10, C7 (no gap): files that are missing, cut, exchanged or copied.
 func TestDamageFiles(t *testing.T) {
+	t.Parallel()
 	s := newSpecimen(t, true)
 	first, second, last := s.segments[0], s.segments[1], s.segments[len(s.segments)-1]
 	for name, wound := range map[string]func(sim *fsio.Sim){
@@ -347,6 +350,7 @@ func TestDamageFiles(t *testing.T) {
 // Proves G1: a journal of another history does not continue this one, though all of
 // its checksums are right.
 func TestDamageForeignSegment(t *testing.T) {
+	t.Parallel()
 	s, other := newSpecimen(t, true), fsio.NewSim(3)
 	j := mustOpen(t, other)
 	for _, n := range specimenSizes {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"sort"
 	"sync"
 
 	"github.com/dagstore/dagstore/internal/fsio"
@@ -80,6 +81,10 @@ type File struct {
 	next      *tail // the successor, once its name exists, until tail is sealed
 	marked    bool  // nothing was appended behind the last mark
 
+	// removing is held by RemoveBelow and Close. It guards gone.
+	removing sync.Mutex
+	gone     []string // segments below the horizon, yet to be removed
+
 	// mu guards what readers need. It is never held during I/O.
 	mu struct {
 		sync.Mutex
@@ -113,7 +118,7 @@ var _ Journal = (*File)(nil)
 func (f *File) Append(events []shard.Event) (Position, error) {
 	f.appending.Lock()
 	defer f.appending.Unlock()
-	head, err := f.writable()
+	head, err := f.writable("append")
 	if err != nil || len(events) == 0 {
 		return head, err
 	}
@@ -141,13 +146,13 @@ func (f *File) Append(events []shard.Event) (Position, error) {
 	return end, nil
 }
 
-// writable returns the head, or why nothing can be appended to it.
-func (f *File) writable() (Position, error) {
+// writable returns the head, or why op cannot change anything.
+func (f *File) writable(op string) (Position, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	switch {
 	case f.mu.closed:
-		return Position{}, fmt.Errorf("append: %w", ErrClosed)
+		return Position{}, fmt.Errorf("%s: %w", op, ErrClosed)
 	case f.mu.broken != nil:
 		return Position{}, fmt.Errorf("%w until it is opened again, since this failed: %w", ErrReadOnly, f.mu.broken)
 	}
@@ -354,14 +359,64 @@ func (f *File) Stats() Stats {
 	s := f.mu.stats
 	s.Segments = len(f.mu.sealed) + 1
 	s.Bytes = f.mu.end
-	s.OldestSeq = f.mu.last.before.Seq + 1
+	s.OldestSeq = f.oldestLocked()
 	for i := range f.mu.sealed {
 		s.Bytes += f.mu.sealed[i].size
 	}
-	if len(f.mu.sealed) > 0 {
-		s.OldestSeq = f.mu.sealed[0].before.Seq + 1
-	}
 	return s
+}
+
+// oldestLocked is the seq of the first event that is still there, or of the first
+// to come.
+func (f *File) oldestLocked() uint64 {
+	if len(f.mu.sealed) > 0 {
+		return f.mu.sealed[0].before.Seq + 1
+	}
+	return f.mu.last.before.Seq + 1
+}
+
+// RemoveBelow removes the sealed segments all of whose events have a sequence
+// number below seq, oldest first. From then on a Replay from there returns
+// [ErrCompacted]. Callers see to it that every view and checkpoint has passed them.
+//
+//	HORIZON durable → files removed, oldest first
+//
+// so a segment that is missing is below the horizon or is damage. After an error the
+// removal may be repeated; an interrupted one is finished when the journal is opened.
+func (f *File) RemoveBelow(seq uint64) error {
+	f.removing.Lock()
+	defer f.removing.Unlock()
+	if _, err := f.writable("remove"); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	n := sort.Search(len(f.mu.sealed), func(i int) bool { return f.mu.sealed[i].end.Seq >= seq })
+	below, keep := f.mu.sealed[:n], f.mu.last
+	if n < len(f.mu.sealed) {
+		keep = f.mu.sealed[n].segment
+	}
+	f.mu.Unlock()
+	if n > 0 {
+		err := fsio.WriteFileAtomic(f.fsys, f.path(horizonName), fileMode, func(w fsio.File) error {
+			return writeAt(w, keep.header(), 0)
+		})
+		if err != nil {
+			return fmt.Errorf("journal: remove below %d: nothing was removed: %w", seq, err)
+		}
+		f.mu.Lock()
+		f.mu.sealed = f.mu.sealed[n:]
+		f.mu.Unlock()
+		for i := range below {
+			f.gone = append(f.gone, below[i].name())
+		}
+	}
+	for len(f.gone) > 0 {
+		if err := f.remove(f.gone[:1]); err != nil {
+			return fmt.Errorf("journal: remove below %d: %w", seq, err)
+		}
+		f.gone = f.gone[1:]
+	}
+	return nil
 }
 
 // Close implements [Journal]. It leaves a mark behind the last batch, so that rot
@@ -369,6 +424,8 @@ func (f *File) Stats() Stats {
 func (f *File) Close() error {
 	f.appending.Lock()
 	defer f.appending.Unlock()
+	f.removing.Lock()
+	defer f.removing.Unlock()
 	f.mu.Lock()
 	closed, broken, head := f.mu.closed, f.mu.broken, f.mu.head
 	f.mu.closed = true

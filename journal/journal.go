@@ -75,6 +75,8 @@ var (
 	// ErrNewerFormat: the files were written by a newer release. Nothing was
 	// changed.
 	ErrNewerFormat = errors.New("journal: newer format")
+	// ErrCompacted: a replay from below the oldest event that is still kept.
+	ErrCompacted = errors.New("journal: compacted")
 	// ErrTooLarge: a batch whose encoded events exceed 64 MiB. Nothing was written.
 	ErrTooLarge = errors.New("journal: batch too large")
 )

@@ -3,8 +3,8 @@ package journal
 import (
 	"errors"
 	"fmt"
-	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/dagstore/dagstore/internal/fsio"
 )
@@ -61,7 +61,7 @@ func (f *File) takeLock() error {
 
 // open finds out everything, then repairs, then publishes.
 func (f *File) open() error {
-	names, temps, err := f.list()
+	names, err := f.list()
 	if err != nil {
 		return err
 	}
@@ -69,12 +69,10 @@ func (f *File) open() error {
 	if err != nil {
 		return err
 	}
-	for _, temp := range temps {
-		if err := f.fsys.Remove(f.path(temp)); err != nil && !isNotExist(err) {
-			return fmt.Errorf("journal: open: %w", err)
-		}
+	if err := f.remove(slices.Concat(names.temps, found.leftover)); err != nil {
+		return fmt.Errorf("journal: open: %w", err)
 	}
-	if len(names) == 0 {
+	if len(names.segments) == 0 {
 		return f.begin()
 	}
 	if err := f.repair(found); err != nil {
@@ -85,24 +83,44 @@ func (f *File) open() error {
 	return nil
 }
 
-// list returns the names of the segments, in order, and of the temporary files.
-func (f *File) list() (segments, temps []string, err error) {
+// names are the journal's files in its directory.
+type names struct {
+	segments []string // in order
+	temps    []string
+	horizon  bool // there is one
+}
+
+func (f *File) list() (names, error) {
+	var n names
 	entries, err := f.fsys.ReadDir(f.dir)
 	if err != nil {
-		return nil, nil, fmt.Errorf("journal: open: %w", err)
+		return n, fmt.Errorf("journal: open: %w", err)
 	}
 	for _, e := range entries { // in name order, which is that of the numbers
 		name := e.Name()
-		switch _, ok := parseSegmentName(name); {
-		case ok && e.Type().IsRegular():
-			segments = append(segments, name)
-		case ok:
-			return nil, nil, fmt.Errorf("journal: open: %s is %s, not a regular file; put the segment itself there", f.path(name), e.Type())
-		case isSegmentTemp(name) && e.Type()&fs.ModeDir == 0:
-			temps = append(temps, name)
+		_, isSegment := parseSegmentName(name)
+		switch {
+		case (isSegment || name == horizonName) && !e.Type().IsRegular():
+			return n, fmt.Errorf("journal: open: %s is %s, not a regular file; put the file itself there", f.path(name), e.Type())
+		case isSegment:
+			n.segments = append(n.segments, name)
+		case name == horizonName:
+			n.horizon = true
+		case isTemp(name) && !e.IsDir():
+			n.temps = append(n.temps, name)
 		}
 	}
-	return segments, temps, nil
+	return n, nil
+}
+
+// remove removes files, in order.
+func (f *File) remove(names []string) error {
+	for _, name := range names {
+		if err := f.fsys.Remove(f.path(name)); err != nil && !isNotExist(err) {
+			return err
+		}
+	}
+	return nil
 }
 
 // begin makes the first segment of an empty journal.
@@ -131,6 +149,8 @@ type findings struct {
 	dirty  int64 // bytes from end on that a tear left
 	marked bool
 
+	// leftover: segments below the horizon, whose removal was interrupted.
+	leftover []string
 	// lastFrame holds the bytes of the last segment's last frame.
 	lastFrame []byte
 }
@@ -139,19 +159,35 @@ type findings struct {
 func (x *findings) empty() bool { return x.end == segmentHeaderSize && x.dirty == 0 }
 
 // inspect reads what open must know. It writes nothing.
-func (f *File) inspect(names []string) (*findings, error) {
+func (f *File) inspect(n names) (*findings, error) {
 	x := new(findings)
-	segments := make([]segment, len(names))
-	for i, name := range names {
-		err := f.read(name, func(file fsio.File, size int64) (err error) {
-			segments[i], err = readSegment(file, name)
+	var horizon *segment
+	if n.horizon {
+		err := f.read(horizonName, func(file fsio.File, _ int64) error {
+			h, err := readHeader(file, horizonName)
+			horizon = &h
 			return err
 		})
 		if err != nil {
 			return nil, err
 		}
 	}
-	if err := succession(segments); err != nil {
+	var segments []segment
+	for _, name := range n.segments {
+		if horizon != nil && name < horizon.name() {
+			x.leftover = append(x.leftover, name)
+			continue
+		}
+		err := f.read(name, func(file fsio.File, _ int64) error {
+			s, err := readSegment(file, name)
+			segments = append(segments, s)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := succession(segments, horizon); err != nil {
 		return nil, err
 	}
 	for i := len(segments) - 1; i >= 0; i-- {
@@ -168,9 +204,7 @@ func (f *File) inspect(names []string) (*findings, error) {
 		}
 	}
 	// They were found last to first.
-	for i, j := 0, len(x.sealed)-1; i < j; i, j = i+1, j-1 {
-		x.sealed[i], x.sealed[j] = x.sealed[j], x.sealed[i]
-	}
+	slices.Reverse(x.sealed)
 	return x, nil
 }
 
@@ -189,16 +223,24 @@ func (f *File) read(name string, visit func(file fsio.File, size int64) error) e
 	return err
 }
 
-// succession checks that the segments are numbered from one without a gap. That
-// each begins where the one before ends is for its footer to say.
-func succession(segments []segment) error {
+// succession checks that the segments are numbered without a gap from the horizon,
+// or if there is none, from the beginning. That each begins where the one before
+// ends is for its footer to say.
+func succession(segments []segment, horizon *segment) error {
+	first := segment{number: 1}
+	if horizon != nil {
+		first = *horizon
+		if len(segments) == 0 || segments[0] != first {
+			return &DamageError{File: first.name(), What: "the oldest segment is missing, or is not the one that HORIZON names"}
+		}
+	}
 	for i := range segments {
 		s := &segments[i]
-		if want := uint64(i) + 1; s.number != want {
+		if want := first.number + uint64(i); s.number != want {
 			return &DamageError{File: s.name(), What: fmt.Sprintf("segment %d where number %d comes next: a file is missing", s.number, want)}
 		}
 	}
-	if len(segments) > 0 && segments[0].before != (Position{}) {
+	if len(segments) > 0 && segments[0].before != first.before {
 		return &DamageError{File: segments[0].name(), What: "the first segment does not begin the journal"}
 	}
 	return nil

@@ -21,7 +21,10 @@ const replayAhead = 2
 // decodes and visits.
 func (f *File) Replay(seq uint64, visit func(*Batch) error) error {
 	r := replay{f: f, seq: seq, full: make(chan *window), free: make(chan *window, replayAhead), quit: make(chan struct{})}
-	segments := r.begin()
+	segments, err := r.begin()
+	if err != nil {
+		return err
+	}
 	for range replayAhead {
 		r.free <- new(window)
 	}
@@ -33,7 +36,7 @@ func (f *File) Replay(seq uint64, visit func(*Batch) error) error {
 			r.send(&window{err: err})
 		}
 	}()
-	err := r.visit(visit)
+	err = r.visit(visit)
 	close(r.quit)
 	<-done
 	return err
@@ -50,12 +53,15 @@ type replay struct {
 
 // begin takes a snapshot of the segments that hold anything after seq. The last of
 // them ends where the journal now ends.
-func (r *replay) begin() []sealedSegment {
+func (r *replay) begin() ([]sealedSegment, error) {
 	f := r.f
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if oldest := f.oldestLocked(); r.seq+1 < oldest {
+		return nil, fmt.Errorf("%w: replay from seq %d, the oldest kept is %d", ErrCompacted, r.seq+1, oldest)
+	}
 	all := append(f.mu.sealed[:len(f.mu.sealed):len(f.mu.sealed)], sealedSegment{segment: f.mu.last, end: f.mu.head, size: f.mu.end})
-	return all[firstAfter(len(all), r.seq, func(i int) uint64 { return all[i].end.Seq }):]
+	return all[firstAfter(len(all), r.seq, func(i int) uint64 { return all[i].end.Seq }):], nil
 }
 
 func (r *replay) read(segments []sealedSegment) error {
@@ -70,6 +76,9 @@ func (r *replay) read(segments []sealedSegment) error {
 func (r *replay) readSegment(s *sealedSegment) error {
 	file, err := r.f.fsys.OpenFile(r.f.path(s.name()), os.O_RDONLY, 0)
 	if isNotExist(err) {
+		if s.before.Seq+1 < r.f.Stats().OldestSeq {
+			return fmt.Errorf("%w: %s was removed during the replay", ErrCompacted, s.name())
+		}
 		return &DamageError{File: s.name(), What: "the segment was removed while the journal was open"}
 	}
 	if err != nil {

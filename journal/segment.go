@@ -7,6 +7,7 @@ import (
 	"hash/crc32"
 	"io"
 	"io/fs"
+	"path/filepath"
 	"strconv"
 	"strings"
 
@@ -17,7 +18,9 @@ import (
 //
 //	LOCK                   held by the writer
 //	<first seq>.seg        one segment each; 16 hex digits
-//	<first seq>.seg.tmp-…  a segment that a crash kept from being begun; swept
+//	HORIZON                once segments were removed: a copy of the header of the
+//	                       oldest that was kept
+//	….tmp-…                what a crash kept from getting one of these names; swept
 //
 // and a segment is
 //
@@ -48,6 +51,7 @@ const (
 	segmentHeaderSize = 80
 	segmentSuffix     = ".seg"
 	lockName          = "LOCK"
+	horizonName       = "HORIZON"
 )
 
 // segment is what one segment's header says.
@@ -66,14 +70,14 @@ func parseSegmentName(name string) (first uint64, ok bool) {
 	return first, err == nil && first > 0 && segmentName(first) == name
 }
 
-// isSegmentTemp reports whether name is that of a segment that was not finished.
-func isSegmentTemp(name string) bool {
-	i := strings.Index(name, segmentSuffix)
-	if i < 0 || !fsio.IsTemp(name) {
+// isTemp reports whether name is that of a segment or horizon that was not finished.
+func isTemp(name string) bool {
+	if !fsio.IsTemp(name) {
 		return false
 	}
-	_, ok := parseSegmentName(name[:i+len(segmentSuffix)])
-	return ok
+	base := strings.TrimSuffix(name, filepath.Ext(name))
+	_, ok := parseSegmentName(base)
+	return ok || base == horizonName
 }
 
 func (s *segment) name() string { return segmentName(s.before.Seq + 1) }
@@ -91,7 +95,15 @@ func (s *segment) header() []byte {
 }
 
 // readSegment reads the header of the segment file called name.
-func readSegment(f io.ReaderAt, name string) (s segment, err error) {
+func readSegment(f io.ReaderAt, name string) (segment, error) {
+	s, err := readHeader(f, name)
+	if err == nil && s.name() != name {
+		err = &DamageError{File: name, What: fmt.Sprintf("the segment belongs in %s", s.name())}
+	}
+	return s, err
+}
+
+func readHeader(f io.ReaderAt, name string) (s segment, err error) {
 	b := make([]byte, segmentHeaderSize)
 	n, err := readFull(f, b, 0)
 	if err != nil {
@@ -110,9 +122,6 @@ func readSegment(f io.ReaderAt, name string) (s segment, err error) {
 	s.before.Seq = binary.LittleEndian.Uint64(b[24:]) - 1
 	copy(s.before.Digest[:], b[32:])
 	copy(s.salt[:], b[64:])
-	if s.name() != name {
-		return s, &DamageError{File: name, What: fmt.Sprintf("the segment belongs in %s", s.name())}
-	}
 	return s, nil
 }
 
