@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"syscall"
 )
@@ -104,12 +105,13 @@ func (osFS) SyncDir(name string) error {
 	return errors.Join(err, d.Close())
 }
 
-// held lists the lock files that this process holds. The kernel's locks alone would
-// not do: where they are emulated per process (NFS), a process excludes others but
-// not itself.
+// held lists the locks that this process holds. The kernel's locks alone would not
+// do: where they are emulated per process (NFS), a process excludes others but not
+// itself. And a lock that its holder forgot must not end with the garbage
+// collection of its file.
 var held struct {
 	sync.Mutex
-	infos []os.FileInfo
+	locks []*osLock
 }
 
 // maxLockTries bounds how often Lock starts over because somebody removed the lock
@@ -147,16 +149,17 @@ func tryLock(name string) (*osLock, error) {
 	}
 	held.Lock()
 	defer held.Unlock()
-	for _, h := range held.infos {
-		if os.SameFile(h, info) {
+	for _, h := range held.locks {
+		if os.SameFile(h.info, info) {
 			return nil, errors.Join(lockedError(name), f.Close())
 		}
 	}
 	if err := lockFile(f); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
-	held.infos = append(held.infos, info)
-	return &osLock{f: f, info: info}, nil
+	l := &osLock{f: f, info: info}
+	held.locks = append(held.locks, l)
+	return l, nil
 }
 
 func lockedError(name string) error {
@@ -178,12 +181,7 @@ func (l *osLock) Close() error {
 		held.Lock()
 		defer held.Unlock()
 		l.err = l.f.Close()
-		for i, h := range held.infos {
-			if os.SameFile(h, l.info) {
-				held.infos = append(held.infos[:i], held.infos[i+1:]...)
-				break
-			}
-		}
+		held.locks = slices.DeleteFunc(held.locks, func(h *osLock) bool { return h == l })
 	})
 	return l.err
 }

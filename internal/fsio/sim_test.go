@@ -113,6 +113,18 @@ func TestCrashNames(t *testing.T) {
 		must(t, s.SyncDir("d"))
 		wantOutcomes(t, outcomes(s, crashes, look("a", "d/a")), "- A")
 	})
+	t.Run("replaced, then moved away", func(t *testing.T) {
+		s := NewSim(1)
+		must(t, s.MkdirAll("/d", 0o700))
+		write(t, s, "d/b", create, "")
+		durable(t, s, "d/t", "T")
+		must(t, s.Rename("d/t", "d/b"))
+		must(t, s.Rename("d/b", "b"))
+		must(t, s.SyncDir("/"))
+		wantOutcomes(t, outcomes(s, crashes, look("d/b", "b")), "- T")
+		must(t, s.SyncDir("d")) // must not bring back what was replaced
+		wantOutcomes(t, outcomes(s, crashes, look("d/b", "b")), "- T")
+	})
 	t.Run("reordered", func(t *testing.T) {
 		s := NewSim(1, ReorderRenames())
 		durable(t, s, "a", "A")
