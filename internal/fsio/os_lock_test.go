@@ -26,7 +26,7 @@ func TestMain(m *testing.M) {
 	}
 	runtime.GC() // a lock lasts though nobody keeps its handle
 	fmt.Println("locked")
-	select {}
+	_, _ = os.Stdin.Read(make([]byte, 1)) // for ever: the test writes nothing and keeps it open
 }
 
 // Proves C12, for its part: another process is kept out, and a killed holder's lock
@@ -35,6 +35,9 @@ func TestKilledHolder(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "LOCK")
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), lockEnv+"="+name)
+	in, err := cmd.StdinPipe()
+	must(t, err)
+	defer in.Close()
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, cmd.Start())
