@@ -404,7 +404,7 @@ func TestHTTPNoDowngrade(t *testing.T) {
 // TestHTTPKeepsSecrets: no error of any kind repeats a secret, and no URL that would
 // be stored holds one. Proves S6 (here).
 func TestHTTPKeepsSecrets(t *testing.T) {
-	const secret = "s3cret"
+	secret := "s3cret"
 	dead := httptest.NewServer(http.NotFoundHandler())
 	dead.Close()
 	check := func(what string, err error) {

@@ -424,19 +424,24 @@ func (u *Upgrader) transfer(ctx context.Context, f *flight, want int64) (err err
 	if err != nil {
 		return err
 	}
-	defer func() {
-		if err != nil {
+	done := false
+	defer func() { // also when the source or the check panics
+		if !done {
+			file.Close()
 			err = errors.Join(err, removeFile(u.fs, temp))
 		}
 	}()
-	err = u.fill(ctx, file, src, want)
-	if cerr := file.Close(); err == nil {
-		err = cerr
-	}
-	if err != nil {
+	if err := u.fill(ctx, file, src, want); err != nil {
 		return err
 	}
-	return u.publish(f, temp)
+	if err := file.Close(); err != nil {
+		return err
+	}
+	if err := u.publish(f, temp); err != nil {
+		return err
+	}
+	done = true
+	return nil
 }
 
 // fill copies src to file, judges the result and makes it durable.
