@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -22,9 +23,32 @@ func TestPageIsCurrent(t *testing.T) {
 	}
 	// A checkout may have changed the ends of lines.
 	got = bytes.ReplaceAll(got, []byte("\r\n"), []byte("\n"))
-	if d := cmp.Diff(strings.Split(string(want), "\n"), strings.Split(string(got), "\n")); d != "" {
-		t.Errorf("%s is stale; run `make docs` in the root of the module and commit the page (-want +got):\n%s", page, d)
+	if !bytes.Equal(want, got) {
+		t.Errorf("%s is stale, in %s; run `make docs` in the root of the module and commit the page", page, strings.Join(changed(want, got), " "))
 	}
+}
+
+// changed names the lines of want that are not in got, by row where they are rows.
+func changed(want, got []byte) []string {
+	have := map[string]bool{}
+	for _, line := range strings.Split(string(got), "\n") {
+		have[line] = true
+	}
+	var names []string
+	for n, line := range strings.Split(string(want), "\n") {
+		if have[line] {
+			continue
+		}
+		name := fmt.Sprintf("line %d", n+1)
+		if cells := strings.Fields(line); len(cells) > 1 && rowID.MatchString(cells[1]) {
+			name = cells[1]
+		}
+		names = append(names, name)
+	}
+	if names == nil {
+		names = []string{"lines that should be gone"}
+	}
+	return names
 }
 
 // TestRows reads the real rows: the letters are complete, the numbers have no gap.
