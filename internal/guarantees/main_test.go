@@ -132,14 +132,14 @@ func TestParseClaims(t *testing.T) {
 func TestFindProofs(t *testing.T) {
 	root := t.TempDir()
 	for name, text := range map[string]string{
-		"a/a_test.go":        "package a_test\n\n// Proves F1.\nfunc TestA() {}\n\n// Proves F1, F2.\nfunc FuzzB() {}\n",
-		"a/atest/suite.go":   "package atest\n\nimport \"testing\"\n\n// Proves F2 (suite), F4 (suite).\nfunc Run(t *testing.T) {}\n",
-		"a/a.go":             "package a\n\n// Proves F1.\nfunc NotATest() {}\n",
-		"a/testdata/x.go":    "package x\n\n// Proves F1.\nfunc TestX() {}\n",
-		"nested/go.mod":      "module nested\n",
-		"nested/n_test.go":   "package n\n\n// Proves F1.\nfunc TestN() {}\n",
-		".hidden/h_test.go":  "package h\n\n// Proves F1.\nfunc TestH() {}\n",
-		"a/notes_test.go.md": "Proves F1.",
+		"a/a_test.go":          "package a_test\n\n// Proves F1.\nfunc TestA() {}\n\n// Proves F1, F2.\nfunc FuzzB() {}\n",
+		"a/atest/suite.go":     "package atest\n\nimport \"testing\"\n\n// Proves F2 (suite), F4 (suite).\nfunc Run(t *testing.T) {}\n",
+		"a/a.go":               "package a\n\n// Proves F1.\nfunc NotATest() {}\n",
+		"a/testdata/x_test.go": "package x\n\n// Proves F1.\nfunc TestX() {}\n",
+		"nested/go.mod":        "module nested\n",
+		"nested/n_test.go":     "package n\n\n// Proves F1.\nfunc TestN() {}\n",
+		".hidden/h_test.go":    "package h\n\n// Proves F1.\nfunc TestH() {}\n",
+		"a/notes_test.go.md":   "Proves F1.",
 	} {
 		name = filepath.Join(root, filepath.FromSlash(name))
 		if err := os.MkdirAll(filepath.Dir(name), 0o700); err != nil {
