@@ -105,18 +105,31 @@ func (c *indexCore) searchPages(g *group, digest []byte, buf *pageBuffer) (findi
 	return c.inPage(g, uint64(hi), records, digest), nil
 }
 
-// hint returns the page that the fan-out names, or any page.
+// hint returns the page where the fan-out leads one to expect the digest, or any
+// page. Within the records that share the digest's leading bits it interpolates by
+// the bits that follow.
 func (c *indexCore) hint(g *group, digest []byte, buf *pageBuffer) (int64, error) {
 	if g.fanBits == 0 {
 		return 0, nil
 	}
-	at := g.offset + prefix(digest)>>(64-g.fanBits)*entrySize
-	b, err := c.bytes(at, entrySize, buf)
+	p := prefix(digest)
+	slot := p >> (64 - g.fanBits)
+	entries := uint64(2)
+	if slot == 1<<g.fanBits-1 {
+		entries = 1
+	}
+	b, err := c.bytes(g.offset+slot*entrySize, entries*entrySize, buf)
 	if err != nil {
 		return 0, err
 	}
-	record := uint64(binary.LittleEndian.Uint32(b))
-	return int64(min(record, g.records-1) / uint64(g.perPage)), nil
+	from, to := uint64(binary.LittleEndian.Uint32(b)), g.records
+	if entries == 2 {
+		to = uint64(binary.LittleEndian.Uint32(b[entrySize:]))
+	}
+	if to > from {
+		from += (to - from) * (p << g.fanBits >> 32) >> 32
+	}
+	return int64(min(from, g.records-1) / uint64(g.perPage)), nil
 }
 
 // inPage finds the first match in a page.

@@ -343,7 +343,7 @@ func TestSearchWithLyingHints(t *testing.T) {
 				}
 				most = max(most, reads.n)
 			}
-			if most > 25 { // gallop and bisect over 870 pages: at most about 2·log2
+			if most > 30 { // gallop and bisect over 2,500 pages: at most about 2·log2
 				t.Errorf("%s, %s: a lookup took %d reads", name, lie, most)
 			}
 		}
