@@ -12,7 +12,7 @@ const (
 
 	// Requests of callers.
 	Register // Gen, Lazy, Direct
-	Acquire  // NoDownload
+	Acquire  // NoDownload; the ticket must not be zero, for an accessor is owed
 	Release
 	Recover
 	Destroy
@@ -21,7 +21,7 @@ const (
 
 	// What the store does of itself.
 	Resume    // Heal; once per shard that needs something after a restart
-	Freeze    // the journal has become read-only
+	Freeze    // Net.ReadOnly has been set; once per shard that is not idle
 	CloseIdle // close the shared reader and index if nobody uses them
 	Damage    // the shard index was found damaged; Err says how
 
@@ -29,7 +29,7 @@ const (
 	ProbeDone // Ready, Present
 	FetchDone
 	IndexDone // Info
-	OpenDone  // Fault
+	OpenDone  // Fault; what was opened is to be closed unless Handle is Open afterwards
 	RemoveDone
 
 	numTriggers

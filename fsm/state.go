@@ -8,7 +8,8 @@ import (
 type Data uint8
 
 const (
-	// Absent: the source needs a local copy and there is none.
+	// Absent: the source needs a local copy, and none is known. After a restart
+	// one may be there all the same: the probe looks.
 	Absent Data = iota
 	// Direct: the source is read in place; there is never a copy.
 	Direct
@@ -161,6 +162,10 @@ type Ticket uint64
 
 // Shard is the colour of one shard's token: everything the machine knows of one
 // life of one key. The zero value is a key without a life. Only Step changes it.
+//
+// A value may be used for the next life of its key: that life's jobs then wait
+// for a job of the former one that still runs. Who does not want to wait takes a
+// new value, and steps the old one until its job has ended.
 type Shard struct {
 	Gen     uint64
 	Life    shard.Life
@@ -179,7 +184,12 @@ type Shard struct {
 	// Attempt numbers the jobs of this life. A completion that carries another
 	// number is outdated.
 	Attempt uint32
-	Parked  []Ticket
+	// Parked and Local are the acquires that wait, in order; those in Local would
+	// rather be refused than have a copy fetched for them:
+	//
+	//	Local ≠ ∅ ⇒ Data ∈ {Absent, Probing, Present}
+	Parked, Local []Ticket
+	// Waiting are the registrations and recoveries that wait for an outcome.
 	Waiting []Ticket
 	// Reclaimer is the request that waits for the running removal, if any.
 	Reclaimer Ticket
@@ -190,8 +200,9 @@ type Shard struct {
 	// Since is when each place last changed, in the time given with inputs.
 	Since [numShardPlaces]int64
 
-	job  Job  // the running job
-	slow bool // ... takes no token
+	job   Job  // the running job
+	slow  bool // ... is a fetch that takes no token
+	stale bool // ... is of a former life
 }
 
 // Job returns the running job, or JobNone.
@@ -200,9 +211,12 @@ func (s *Shard) Job() Job { return s.job }
 // Idle says that nothing volatile is known of the shard: it can be forgotten and
 // made again from its durable state with the same meaning.
 func (s *Shard) Idle() bool {
-	return s.Refs == 0 && len(s.Parked) == 0 && len(s.Waiting) == 0 && s.job == JobNone &&
-		s.Handle == Closed && s.Queued == NoSlot && !s.Healing && !s.Ailing && !s.Eager
+	return s.Refs == 0 && s.acquires() == 0 && len(s.Waiting) == 0 && s.job == JobNone &&
+		s.Handle == Closed && s.Queued == NoSlot && !s.Healing && !s.Ailing && !s.Eager && !s.Fresh && !s.Retried
 }
+
+// acquires counts the acquires that wait.
+func (s *Shard) acquires() int { return len(s.Parked) + len(s.Local) }
 
 // Job is a kind of asynchronous work. A shard has at most one at a time.
 type Job uint8
@@ -226,7 +240,11 @@ func (j Job) String() string { return jobNames[j] }
 type Net struct {
 	ReadOnly bool // the journal takes no more events
 	slots    [numSlots]slotPlace
+	m        *machine
 	st       step // kept here so that a step allocates nothing
+	// watch, if set, runs the outcomes in fire's stead: the model check looks at
+	// each from both sides.
+	watch func(*Transition, *step)
 }
 
 type slotPlace struct {
@@ -289,7 +307,7 @@ func (f *fifo) remove(s *Shard) {
 
 // NewNet returns a net with the given numbers of slots, each at least one.
 func NewNet(fetch, index, open int) *Net {
-	n := &Net{}
+	n := &Net{m: &theMachine}
 	for s, c := range map[Slot]int{FetchSlot: fetch, IndexSlot: index, OpenSlot: open} {
 		n.slots[s].cap = max(c, 1)
 	}

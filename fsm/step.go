@@ -2,20 +2,26 @@ package fsm
 
 import "math/bits"
 
-var (
+// machine is a table, compiled.
+type machine struct {
+	rows []*Transition
 	// byTrigger lists the rows of each trigger in table order.
 	byTrigger [numTriggers][]*Transition
 	// autos are the rows of Auto; a set of them is a bit mask over their places here.
 	autos []*Transition
-)
+}
 
-func init() { compile(table) }
+// theMachine is the compiled table of this package. The model check compiles
+// others: the mutants.
+var theMachine machine
 
-// compile derives from the rows what Step needs.
-func compile(rows []*Transition) {
-	byTrigger = [numTriggers][]*Transition{}
+func init() { theMachine.compile(table) }
+
+// compile derives from the rows what Step needs. It changes them.
+func (m *machine) compile(rows []*Transition) {
+	*m = machine{rows: rows}
 	for _, t := range rows {
-		byTrigger[t.On] = append(byTrigger[t.On], t)
+		m.byTrigger[t.On] = append(m.byTrigger[t.On], t)
 		if t.On == Auto {
 			t.slotless = nil
 			for _, g := range t.Guards {
@@ -25,10 +31,10 @@ func compile(rows []*Transition) {
 			}
 		}
 	}
-	autos = byTrigger[Auto]
+	m.autos = m.byTrigger[Auto]
 	for _, t := range rows {
 		t.wakes = 0
-		for i, a := range autos {
+		for i, a := range m.autos {
 			if a.guardReads()&t.Writes != 0 {
 				t.wakes |= 1 << i
 			}
@@ -61,10 +67,10 @@ func allHold(guards []*Guard, n *Net, s *Shard, in *Input) bool {
 // panic of the caller.
 func (n *Net) Step(s *Shard, in *Input, out *Out) bool {
 	if in.Trigger == Auto {
-		n.settle(s, in, out, 1<<len(autos)-1)
+		n.settle(s, in, out, 1<<len(n.m.autos)-1)
 		return true
 	}
-	for _, t := range byTrigger[in.Trigger] {
+	for _, t := range n.m.byTrigger[in.Trigger] {
 		if allHold(t.Guards, n, s, in) {
 			n.fire(t, s, in, out)
 			n.settle(s, in, out, t.wakes)
@@ -78,10 +84,11 @@ func (n *Net) Step(s *Shard, in *Input, out *Out) bool {
 // a place which changed are looked at: the given ones, and whatever those wake. A
 // shard that lacks nothing but a token joins the queue of its place.
 func (n *Net) settle(s *Shard, in *Input, out *Out, pending uint16) {
+	n.leaveUnwanted(s, in, out)
 	for pending != 0 {
 		i := bits.TrailingZeros16(pending)
 		pending &^= 1 << i
-		t := autos[i]
+		t := n.m.autos[i]
 		if !allHold(t.slotless, n, s, in) {
 			continue
 		}
@@ -92,26 +99,32 @@ func (n *Net) settle(s *Shard, in *Input, out *Out, pending uint16) {
 		n.fire(t, s, in, out)
 		pending |= t.wakes
 	}
-	if s.Queued != NoSlot && !n.wants(s, in) {
-		n.leave(s, out)
-	}
+	n.leaveUnwanted(s, in, out)
 }
 
-// wants says whether the shard still lacks nothing but the token it queues for.
-func (n *Net) wants(s *Shard, in *Input) bool {
-	for _, t := range autos {
+// leaveUnwanted takes the shard out of a queue if it no longer lacks nothing but
+// the token.
+func (n *Net) leaveUnwanted(s *Shard, in *Input, out *Out) {
+	if s.Queued == NoSlot {
+		return
+	}
+	for _, t := range n.m.autos {
 		if t.Slot == s.Queued && allHold(t.slotless, n, s, in) {
-			return true
+			return
 		}
 	}
-	return false
+	n.leave(s, out)
 }
 
 func (n *Net) fire(t *Transition, s *Shard, in *Input, out *Out) {
 	out.Fired = append(out.Fired, t)
 	n.st = step{net: n, s: s, in: in, out: out}
 	st := &n.st
-	t.do(st)
+	if n.watch == nil {
+		t.do(st)
+	} else {
+		n.watch(t, st)
+	}
 	for w := uint16(t.Writes) & (1<<numShardPlaces - 1); w != 0; w &= w - 1 {
 		s.Since[bits.TrailingZeros16(w)] = in.Time
 	}
@@ -123,7 +136,7 @@ func (n *Net) fire(t *Transition, s *Shard, in *Input, out *Out) {
 func (t *step) trace(op Op) {
 	if t.out.Trace {
 		s := t.s
-		t.out.Traces = append(t.out.Traces, Traced{Op: op, Life: s.Life, Refs: s.Refs, Parked: len(s.Parked), Cause: s.Cause})
+		t.out.Traces = append(t.out.Traces, Traced{Op: op, Life: s.Life, Refs: s.Refs, Parked: s.acquires(), Cause: s.Cause})
 	}
 }
 
@@ -146,21 +159,21 @@ func (s *Shard) slotOf() Slot {
 
 func (t *step) start(job Job, slot Slot) {
 	s := t.s
-	s.job, s.slow = job, slot == NoSlot
+	s.job, s.slow = job, job == JobFetch && slot == NoSlot
 	s.Attempt++
 	if slot != NoSlot {
 		p := &t.net.slots[slot]
 		p.used++
 		t.net.leave(s, t.out)
-		t.net.wakeHead(slot, t.out)
 	}
-	t.out.Effects = append(t.out.Effects, Effect{Kind: StartJob, Job: job, Attempt: s.Attempt, Fresh: s.Fresh})
+	fresh := s.Fresh && (job == JobProbe || job == JobFetch)
+	t.out.Effects = append(t.out.Effects, Effect{Kind: StartJob, Job: job, Attempt: s.Attempt, Fresh: fresh})
 }
 
 // endJob ends the running job and gives its token back.
 func (t *step) endJob() {
 	slot := t.s.slotOf()
-	t.s.job = JobNone
+	t.s.job, t.s.slow, t.s.stale = JobNone, false, false
 	if slot != NoSlot {
 		t.net.slots[slot].used--
 		t.net.wakeHead(slot, t.out)
@@ -182,6 +195,8 @@ func (p *slotPlace) admits(s *Shard, queued bool) bool {
 
 func (n *Net) admits(slot Slot, s *Shard) bool { return n.slots[slot].admits(s, s.Queued == slot) }
 
+// join puts s at the end of the queue, unless it stands there. It stands in no
+// other: it would lack more than that token.
 func (n *Net) join(s *Shard, slot Slot) {
 	if s.Queued == slot {
 		return

@@ -24,8 +24,11 @@ type Transition struct {
 	Name   string
 	On     Trigger
 	Guards []*Guard
-	// Writes are the places that the outcome may change.
+	// Writes are the places that the outcome may change. The automatic transitions
+	// that read one of them are evaluated afterwards.
 	Writes Places
+	// Looks are places that the outcome depends on beside those.
+	Looks Places
 	// Emits are the kinds of event that the outcome makes.
 	Emits []shard.Kind
 	// Slot is the place that the job started by the outcome takes a token from.
@@ -48,7 +51,7 @@ func (t *Transition) Reads() (set Places) {
 	for _, g := range t.Guards {
 		set |= g.Reads
 	}
-	return set | t.Writes
+	return set | t.Writes | t.Looks
 }
 
 // step is what an outcome sees.
@@ -132,8 +135,11 @@ func on(name string, reads Places, wakes string, holds func(*Shard) bool, have f
 }
 
 func haveRefs(s *Shard) string   { return fmt.Sprintf("%d accessors open or being delivered", s.Refs) }
-func haveParked(s *Shard) string { return fmt.Sprintf("%d acquires wait", len(s.Parked)) }
-func haveJob(s *Shard) string    { return "running job: " + s.job.String() }
+func haveParked(s *Shard) string { return fmt.Sprintf("%d acquires wait", s.acquires()) }
+func haveAsking(s *Shard) string {
+	return fmt.Sprintf("life is %s, %d acquires and %d others wait", s.Life, s.acquires(), len(s.Waiting))
+}
+func haveJob(s *Shard) string { return "running job: " + s.job.String() }
 func haveCause(s *Shard) string {
 	if s.Cause == nil {
 		return "no failure"
@@ -148,6 +154,7 @@ var (
 	gAvail   = lifeIs(shard.Available)
 	gUnborn  = lifeIs(shard.Registered)
 	gMaking  = lifeIs(shard.Initialising, shard.Recovering)
+	gServing = lifeIs(shard.Initialising, shard.Recovering, shard.Available)
 
 	gWritable = &Guard{
 		Name: "journal writable", Reads: places(PlaceJournal), Need: "the journal takes events", Wakes: "reopening the store",
@@ -160,11 +167,13 @@ var (
 		have:  func(*Net, *Shard, *Input) string { return "the journal is writable" },
 	}
 
-	gRefs     = on("accessors open", places(PlaceRefs), "an acquire", func(s *Shard) bool { return s.Refs > 0 }, haveRefs)
-	gNoRefs   = on("no accessor open", places(PlaceRefs), "closing the open accessors", func(s *Shard) bool { return s.Refs == 0 }, haveRefs)
-	gParked   = on("an acquire waits", places(PlaceParked), "an acquire", func(s *Shard) bool { return len(s.Parked) > 0 }, haveParked)
-	gNoParked = on("no acquire waits", places(PlaceParked), "the waiting acquires being answered", func(s *Shard) bool { return len(s.Parked) == 0 }, haveParked)
-	gNoJob    = on("no job running", places(PlaceJob), "the end of the running job", func(s *Shard) bool { return s.job == JobNone }, haveJob)
+	gRefs   = on("accessors open", places(PlaceRefs), "an acquire", func(s *Shard) bool { return s.Refs > 0 }, haveRefs)
+	gNoRefs = on("no accessor open", places(PlaceRefs), "closing the open accessors", func(s *Shard) bool { return s.Refs == 0 }, haveRefs)
+	gAsked  = on("somebody waits for the shard", places(PlaceParked, PlaceWaiting), "an acquire",
+		func(s *Shard) bool { return s.acquires()+len(s.Waiting) > 0 }, haveAsking)
+	gParked = on("an acquire waits", places(PlaceParked), "an acquire", func(s *Shard) bool { return s.acquires() > 0 }, haveParked)
+	gNoJob  = on("no job running", places(PlaceJob), "the end of the running job", func(s *Shard) bool { return s.job == JobNone }, haveJob)
+	gHasJob = on("a job running", places(PlaceJob), "a job", func(s *Shard) bool { return s.job != JobNone }, haveJob)
 
 	gOpen    = handleIs(Open, "handle is open", "an acquire that opens it")
 	gNotOpen = on("handle is not open", places(PlaceHandle), "the handle closing",
@@ -175,9 +184,7 @@ var (
 	gReady    = dataIs("source probed and ready", "the end of the probe", Ready)
 	gSlow     = dataIs("source probed and preparing", "the end of the probe", Slow)
 	gReadable = dataIs("data readable", "the end of the fetch", Direct, Present)
-	gPresent  = dataIs("local copy present", "a fetch", Present)
-	gNoIndex  = on("no index", places(PlaceIndex), "the index being dropped",
-		func(s *Shard) bool { return s.Index == NoIndex }, func(s *Shard) string { return "index is " + s.Index.String() })
+	gProbed   = dataIs("source probed", "the end of the probe", Ready, Slow)
 
 	gHealing = on("recovers on acquire", places(PlaceFault), "a restart with that policy",
 		func(s *Shard) bool { return s.Healing }, haveCause)
@@ -188,7 +195,7 @@ var (
 	gSecondTry = on("second try already made", places(PlaceFault), "a failed open",
 		func(s *Shard) bool { return s.Retried }, haveCause)
 	gWanted = on("initialisation wanted", places(PlaceParked, PlaceWish), "an acquire",
-		func(s *Shard) bool { return s.Eager || len(s.Parked) > 0 }, haveParked)
+		func(s *Shard) bool { return s.Eager || s.acquires() > 0 }, haveParked)
 	// gRecoverable: errored, or available with a failed fetch and nothing under way.
 	gRecoverable = on("errored, or available with a failed fetch", places(PlaceLife, PlaceFault, PlaceJob), "a failure",
 		func(s *Shard) bool {
@@ -203,14 +210,19 @@ var (
 		func(s *Shard) bool {
 			return s.Life == shard.Registered || s.Life == shard.Initialising || s.Life == shard.Available && !s.Ailing
 		}, func(s *Shard) string { return "life is " + s.Life.String() + ", " + haveCause(s) })
-	// gWantsData: somebody waits for bytes.
-	gWantsData = on("bytes wanted", places(PlaceLife, PlaceParked), "an acquire",
-		func(s *Shard) bool {
-			return s.Life == shard.Initialising || s.Life == shard.Recovering || s.Life == shard.Available && len(s.Parked) > 0
-		}, func(s *Shard) string { return "life is " + s.Life.String() + ", " + haveParked(s) })
+	// gWantsProbe: somebody would use a copy if there is one. gWantsData: somebody
+	// wants one made. An initialisation or recovery wants it for itself, as long as
+	// its outcome can be recorded; a recovery that joined a mending waits for it.
+	gWantsProbe = wants("copy wanted", func(s *Shard) bool { return s.acquires()+len(s.Waiting) > 0 })
+	gWantsData  = wants("download wanted", func(s *Shard) bool { return len(s.Parked)+len(s.Waiting) > 0 })
+	gNoWish     = &Guard{
+		Name: "no download wanted", Reads: gWantsData.Reads, Need: "nobody who waits for the download", Wakes: "a cancellation",
+		holds: func(n *Net, s *Shard, in *Input) bool { return !gWantsData.holds(n, s, in) }, have: gWantsData.have,
+	}
 	gReclaimable = on("nobody needs the copy", places(PlaceRefs, PlaceParked, PlaceJob, PlaceLife), "the last accessor closing",
 		func(s *Shard) bool {
-			return s.Refs == 0 && len(s.Parked) == 0 && s.job == JobNone && (s.Life == shard.Available || s.Life == shard.Errored)
+			return s.Refs == 0 && s.acquires() == 0 && s.job == JobNone &&
+				s.Life != shard.Initialising && s.Life != shard.Recovering
 		}, func(s *Shard) string { return haveRefs(s) + ", " + haveParked(s) + ", " + haveJob(s) })
 	gNotReclaimable = on("somebody needs the copy", places(PlaceRefs, PlaceParked, PlaceJob, PlaceLife), "an acquire",
 		func(s *Shard) bool { return !gReclaimable.holds(nil, s, nil) }, haveRefs)
@@ -219,32 +231,26 @@ var (
 	gNotOwned = on("no copy made by the store", places(PlaceData), "removing the copy",
 		func(s *Shard) bool { return !(s.Data == Present && s.Owned) }, func(s *Shard) string { return "data is " + s.Data.String() })
 
-	// gNoFetch: serving the request without a download is possible or not asked.
-	gNoFetch = &Guard{
-		Name: "no unwanted download", Reads: places(PlaceData), Need: "a local copy, or leave to download", Wakes: "a fetch",
-		holds: func(_ *Net, s *Shard, in *Input) bool { return !needsDownload(s, in) },
-		have:  func(_ *Net, s *Shard, _ *Input) string { return "data is " + s.Data.String() },
-	}
-	gWouldFetch = &Guard{
-		Name: "unwanted download", Reads: places(PlaceData), Need: "a download that the request forbids", Wakes: "the copy being removed",
-		holds: func(_ *Net, s *Shard, in *Input) bool { return needsDownload(s, in) },
-		have:  func(_ *Net, s *Shard, _ *Input) string { return "data is " + s.Data.String() },
-	}
+	gMayFetch = acquireGuard("download allowed or not needed", "leave to download, or a source read in place",
+		func(s *Shard, in *Input) bool { return !noDownload(s, in) })
+	gNoDownload = acquireGuard("download refused", "a request that forbids a download, of a source that needs a copy", noDownload)
+	gMaybeLocal = acquireGuard("download refused, copy possible", "a request that forbids a download, and a copy or nobody who has looked",
+		func(s *Shard, in *Input) bool { return noDownload(s, in) && s.Data.maybeCopied() })
+	gWouldFetch = acquireGuard("download refused, no copy", "a request that forbids a download, and no copy",
+		func(s *Shard, in *Input) bool { return noDownload(s, in) && !s.Data.maybeCopied() })
 
-	gIsParked = &Guard{
-		Name: "ticket parked", Reads: places(PlaceParked), Need: "the ticket is a waiting acquire", Wakes: "nothing",
-		holds: func(_ *Net, s *Shard, in *Input) bool { return has(s.Parked, in.Ticket) },
-		have:  func(_ *Net, s *Shard, _ *Input) string { return haveParked(s) },
-	}
-	gIsWaiting = &Guard{
-		Name: "ticket waiting", Reads: places(PlaceWaiting), Need: "the ticket is a waiting registration or recovery", Wakes: "nothing",
-		holds: func(_ *Net, s *Shard, in *Input) bool { return has(s.Waiting, in.Ticket) },
-		have:  func(_ *Net, s *Shard, _ *Input) string { return fmt.Sprintf("%d wait", len(s.Waiting)) },
-	}
+	gIsParked = ticketGuard("ticket parked", "the ticket is a waiting acquire", PlaceParked,
+		func(s *Shard, t Ticket) bool { return has(s.Parked, t) || has(s.Local, t) })
+	gIsWaiting = ticketGuard("ticket waiting", "the ticket is a waiting registration or recovery", PlaceWaiting,
+		func(s *Shard, t Ticket) bool { return has(s.Waiting, t) })
+	gIsReclaimer = ticketGuard("ticket reclaims", "the ticket waits for the running removal", PlaceWaiting,
+		func(s *Shard, t Ticket) bool { return t != 0 && t == s.Reclaimer })
 	gIsGone = &Guard{
 		Name: "ticket answered", Reads: places(PlaceParked, PlaceWaiting), Need: "the ticket was answered", Wakes: "nothing",
-		holds: func(_ *Net, s *Shard, in *Input) bool { return !has(s.Parked, in.Ticket) && !has(s.Waiting, in.Ticket) },
-		have:  func(_ *Net, s *Shard, _ *Input) string { return haveParked(s) },
+		holds: func(n *Net, s *Shard, in *Input) bool {
+			return !gIsParked.holds(n, s, in) && !gIsWaiting.holds(n, s, in) && !gIsReclaimer.holds(n, s, in)
+		},
+		have: func(_ *Net, s *Shard, _ *Input) string { return haveAsking(s) },
 	}
 
 	gOK      = onInput("ok", func(in *Input) bool { return in.Err == nil })
@@ -271,29 +277,78 @@ var (
 	gHealNow     = onInput("policy: now", func(in *Input) bool { return in.Heal == HealNow })
 )
 
-// isCurrent guards the completions of job: the shard runs that job, and this is
-// the attempt.
-func isCurrent(job Job) *Guard {
+// wants makes the guards that ask whether bytes are wanted.
+func wants(name string, byOthers func(*Shard) bool) *Guard {
 	return &Guard{
-		Name: "current " + job.String() + " job", Reads: places(PlaceJob),
-		Need: "the running job is this attempt", Wakes: "nothing: the completion is outdated",
-		holds: func(_ *Net, s *Shard, in *Input) bool { return s.job == job && s.Attempt == in.Attempt },
-		have:  func(_ *Net, s *Shard, _ *Input) string { return fmt.Sprintf("job %s, attempt %d", s.job, s.Attempt) },
+		Name: name, Reads: places(PlaceLife, PlaceParked, PlaceWaiting, PlaceJournal),
+		Need: "an initialisation, a recovery, or somebody who waits", Wakes: "an acquire",
+		holds: func(n *Net, s *Shard, _ *Input) bool {
+			switch s.Life {
+			case shard.Initialising, shard.Recovering:
+				return !n.ReadOnly
+			case shard.Available:
+				return byOthers(s)
+			}
+			return false
+		},
+		have: func(_ *Net, s *Shard, _ *Input) string { return haveAsking(s) },
 	}
+}
+
+// acquireGuard makes a guard over where the data is and what an acquire permits.
+func acquireGuard(name, need string, holds func(*Shard, *Input) bool) *Guard {
+	return &Guard{
+		Name: name, Reads: places(PlaceData), Need: need, Wakes: "another request, or a fetch",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return holds(s, in) },
+		have: func(_ *Net, s *Shard, in *Input) string {
+			return fmt.Sprintf("data is %s, download forbidden: %t", s.Data, in.NoDownload)
+		},
+	}
+}
+
+// ticketGuard makes a guard over where the ticket of a cancellation is.
+func ticketGuard(name, need string, where Place, holds func(*Shard, Ticket) bool) *Guard {
+	return &Guard{
+		Name: name, Reads: places(where), Need: need, Wakes: "nothing",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return holds(s, in.Ticket) },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return haveAsking(s) },
+	}
+}
+
+// isCurrent guards the completions of job: the shard runs that job in this life,
+// and this is the attempt.
+func isCurrent(job Job) *Guard {
+	return jobGuard("current "+job.String()+" job", "the running job is this attempt",
+		func(s *Shard, in *Input) bool { return s.job == job && s.Attempt == in.Attempt && !s.stale })
+}
+
+// isStale guards them too: the job was started in a former life.
+func isStale(job Job) *Guard {
+	return jobGuard(job.String()+" job of a former life", "the running job is this attempt, begun before the shard was destroyed",
+		func(s *Shard, in *Input) bool { return s.job == job && s.Attempt == in.Attempt && s.stale })
 }
 
 func isOutdated(job Job) *Guard {
+	return jobGuard("outdated "+job.String()+" job", "the running job is another",
+		func(s *Shard, in *Input) bool { return s.job != job || s.Attempt != in.Attempt })
+}
+
+func jobGuard(name, need string, holds func(*Shard, *Input) bool) *Guard {
 	return &Guard{
-		Name: "outdated " + job.String() + " job", Reads: places(PlaceJob),
-		Need: "the running job is another", Wakes: "nothing",
-		holds: func(_ *Net, s *Shard, in *Input) bool { return s.job != job || s.Attempt != in.Attempt },
-		have:  func(_ *Net, s *Shard, _ *Input) string { return fmt.Sprintf("job %s, attempt %d", s.job, s.Attempt) },
+		Name: name, Reads: places(PlaceJob), Need: need, Wakes: "nothing: a completion comes once",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return holds(s, in) },
+		have: func(_ *Net, s *Shard, _ *Input) string {
+			return fmt.Sprintf("job %s, attempt %d, of a former life: %t", s.job, s.Attempt, s.stale)
+		},
 	}
 }
 
-func needsDownload(s *Shard, in *Input) bool {
-	return in.NoDownload && (s.Data == Absent || s.Data == Removing)
-}
+// noDownload: the request may be refused rather than have a copy fetched. A
+// source that is read in place never needs one.
+func noDownload(s *Shard, in *Input) bool { return in.NoDownload && s.Data != Direct }
+
+// maybeCopied: a copy is there, or nobody has looked yet.
+func (d Data) maybeCopied() bool { return d == Absent || d == Probing || d == Present }
 
 func has(ts []Ticket, t Ticket) bool {
 	for _, x := range ts {

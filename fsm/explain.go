@@ -1,0 +1,201 @@
+package fsm
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/dagstore/dagstore/shard"
+)
+
+// Unmet is a guard that does not hold.
+type Unmet struct {
+	Name string `json:"name"`
+	Have string `json:"have"`
+	Need string `json:"need"`
+	// Since is when what the guard reads of the shard last changed, in the time
+	// given with inputs. 0: it reads only the input, or what shards share.
+	Since int64 `json:"since,omitempty"`
+	// Wakes says what would make the guard hold.
+	Wakes string `json:"wakes"`
+}
+
+// Verdict says what keeps a transition from firing: nothing, if it is enabled.
+type Verdict struct {
+	Transition string  `json:"transition"`
+	Does       string  `json:"does"`
+	Unmet      []Unmet `json:"unmet,omitempty"`
+}
+
+// Enabled says whether every guard holds.
+func (v *Verdict) Enabled() bool { return len(v.Unmet) == 0 }
+
+// Explain says for each transition of the input's trigger which of its guards do
+// not hold, and why. It evaluates the guards that Step evaluates; so a transition
+// is enabled exactly if nothing is unmet. It changes nothing.
+func Explain(n *Net, s *Shard, in Input) []Verdict {
+	rows := n.m.byTrigger[in.Trigger]
+	vs := make([]Verdict, len(rows))
+	for i, t := range rows {
+		vs[i] = t.explain(n, s, &in)
+	}
+	return vs
+}
+
+func (t *Transition) explain(n *Net, s *Shard, in *Input) Verdict {
+	v := Verdict{Transition: t.Name, Does: t.Does}
+	for _, g := range t.Guards {
+		if !g.holds(n, s, in) {
+			v.Unmet = append(v.Unmet, g.unmet(n, s, in))
+		}
+	}
+	return v
+}
+
+func (g *Guard) unmet(n *Net, s *Shard, in *Input) Unmet {
+	u := Unmet{Name: g.Name, Have: g.have(n, s, in), Need: g.Need, Wakes: g.Wakes}
+	for _, p := range g.Reads.List() {
+		if !p.Shared() {
+			u.Since = max(u.Since, s.Since[p])
+		}
+	}
+	return u
+}
+
+// Answer says why no accessor of a shard is available yet, or that one is.
+type Answer struct {
+	// Ready: an acquire would be answered with an accessor at once.
+	Ready   bool   `json:"ready"`
+	Life    string `json:"life"`
+	Data    string `json:"data"`
+	Index   string `json:"index"`
+	Handle  string `json:"handle"`
+	Refs    int32  `json:"refs"`
+	Parked  int    `json:"parked"`  // acquires that wait
+	Waiting int    `json:"waiting"` // registrations and recoveries that wait
+	// Job is the running job, empty if none. FormerLife: it must end before this
+	// life can start one of its own.
+	Job        string `json:"job,omitempty"`
+	JobSince   int64  `json:"job_since,omitempty"`
+	FormerLife bool   `json:"former_life,omitempty"`
+	// Queue is where the shard stands in line, if it lacks only a token.
+	Queue *QueuePlace `json:"queue,omitempty"`
+	// Cause is the last failure, empty if it was mended.
+	Cause string `json:"cause,omitempty"`
+	// Missing are the transitions that would come next on the way to an accessor,
+	// each with what keeps it. Empty if a job is on the way.
+	Missing []Verdict `json:"missing,omitempty"`
+}
+
+// QueuePlace is a place in the queue of a slot.
+type QueuePlace struct {
+	Slot     string `json:"slot"`
+	Ahead    int    `json:"ahead"` // shards before this one
+	Used     int    `json:"used"`
+	Capacity int    `json:"capacity"`
+}
+
+// Why says why no accessor of s is available yet. It changes nothing.
+//
+// Of the automatic transitions, those are on the way whose component machines
+// (life, data, index, handle) stand where the transition begins; what they lack is
+// then a wish, a token, or the journal. None stands so while a job runs: its end is
+// what is missing.
+func Why(n *Net, s *Shard) Answer {
+	a := Answer{
+		Ready: s.Life == shard.Available && s.Handle == Open,
+		Life:  s.Life.String(), Data: s.Data.String(), Index: s.Index.String(), Handle: s.Handle.String(),
+		Refs: s.Refs, Parked: s.acquires(), Waiting: len(s.Waiting),
+	}
+	if s.job != JobNone {
+		a.Job, a.JobSince, a.FormerLife = s.job.String(), s.Since[PlaceJob], s.stale
+	}
+	if s.Queued != NoSlot {
+		p := &n.slots[s.Queued]
+		a.Queue = &QueuePlace{Slot: s.Queued.String(), Ahead: p.queue.index(s, p.queue.n), Used: p.used, Capacity: p.cap}
+	}
+	if s.Cause != nil {
+		a.Cause = s.Cause.Error()
+	}
+	if !a.Ready {
+		a.Missing = missing(n, s)
+	}
+	return a
+}
+
+const components = 1<<PlaceLife | 1<<PlaceData | 1<<PlaceIndex | 1<<PlaceHandle
+
+// missing lists the automatic transitions that come next. A life that none leads
+// out of is answered with the transition of a request that does.
+func missing(n *Net, s *Shard) (vs []Verdict) {
+	if in, ask := wayOut(n, s); ask {
+		for _, v := range Explain(n, s, in) {
+			if v.Transition == in.Trigger.String() {
+				return append(vs, v)
+			}
+		}
+	}
+	for _, t := range n.m.autos {
+		if v := t.explain(n, s, &Input{}); t.onTheWay(n, s) && !v.Enabled() {
+			vs = append(vs, v)
+		}
+	}
+	return vs
+}
+
+// wayOut is the request without which nothing will happen, if the life is one that
+// no automatic transition leaves.
+func wayOut(n *Net, s *Shard) (in Input, ask bool) {
+	switch s.Life {
+	case shard.None:
+		return Input{Trigger: Register}, true
+	case shard.Errored:
+		return Input{Trigger: Recover}, true
+	}
+	return in, false
+}
+
+// onTheWay says whether the component machines stand where t begins. Only
+// transitions that move one of them towards an accessor count.
+func (t *Transition) onTheWay(n *Net, s *Shard) bool {
+	if t.Name == "give-up" || t.Name == "forget-probe" {
+		return false
+	}
+	for _, g := range t.Guards {
+		if g.Reads != 0 && g.Reads&^components == 0 && !g.holds(n, s, &Input{}) {
+			return false
+		}
+	}
+	return true
+}
+
+// String renders the answer as a few lines for a person.
+func (a Answer) String() string {
+	var b strings.Builder
+	if a.Ready {
+		fmt.Fprintf(&b, "ready: an acquire is answered at once\n")
+	} else {
+		fmt.Fprintf(&b, "not ready\n")
+	}
+	fmt.Fprintf(&b, "  life %s, data %s, index %s, handle %s; %d accessors, %d acquires wait, %d others wait\n",
+		a.Life, a.Data, a.Index, a.Handle, a.Refs, a.Parked, a.Waiting)
+	if a.Job != "" {
+		of := ""
+		if a.FormerLife {
+			of = " of a former life"
+		}
+		fmt.Fprintf(&b, "  running: a %s job%s\n", a.Job, of)
+	}
+	if q := a.Queue; q != nil {
+		fmt.Fprintf(&b, "  waits for a %s slot: %d of %d in use, %d ahead in the queue\n", q.Slot, q.Used, q.Capacity, q.Ahead)
+	}
+	if a.Cause != "" {
+		fmt.Fprintf(&b, "  last failure: %q\n", a.Cause)
+	}
+	for _, v := range a.Missing {
+		fmt.Fprintf(&b, "  next: %s (%s)\n", v.Transition, v.Does)
+		for _, u := range v.Unmet {
+			fmt.Fprintf(&b, "    needs %s; now %s; would be changed by %s\n", u.Need, u.Have, u.Wakes)
+		}
+	}
+	return b.String()
+}
