@@ -166,7 +166,7 @@ func TestCrashEveryOperation(t *testing.T) {
 	ops := countOps(t, want.fresh())
 	seeds := uint64(4)
 	if testing.Short() || raceEnabled {
-		seeds = 1
+		seeds = 2
 	}
 	runs := 0
 	for n := range ops {
