@@ -199,6 +199,8 @@ type Shard struct {
 	Info shard.IndexInfo
 	// Since is when each place last changed, in the time given with inputs.
 	Since [numShardPlaces]int64
+	// Owner is the caller's; the machine does not look at it.
+	Owner any
 
 	job   Job  // the running job
 	slow  bool // ... is a fetch that takes no token

@@ -1,0 +1,61 @@
+package fsm
+
+import "github.com/dagstore/dagstore/shard"
+
+// Slow says that the running job is a fetch that takes no slot.
+func (s *Shard) Slow() bool { return s.job == JobFetch && s.slow }
+
+// Acquires counts the acquires that wait.
+func (s *Shard) Acquires() int { return s.acquires() }
+
+// Revert takes back a step whose event could not be made durable: s becomes what
+// it was before, except that a job which ended with the step stays ended, and with
+// it whatever it was for. It returns the tickets of all who wait for the shard; the
+// caller answers them. A job that the step started was never run.
+//
+//	life(s) = the durable life: no initialising, no half-made index
+func (n *Net) Revert(s, before *Shard, out *Out) []Ticket {
+	n.leave(s, out)
+	started := s.job != JobNone && (s.Attempt != before.Attempt || s.job != before.job)
+	if started {
+		if slot := s.slotOf(); slot != NoSlot {
+			n.slots[slot].used--
+			n.wakeHead(slot, out)
+		}
+	}
+	running := !started && s.job != JobNone
+	attempt, owner := s.Attempt, s.Owner
+	*s = *before
+	s.Attempt, s.Owner, s.Queued = attempt, owner, NoSlot
+	if !running {
+		s.job, s.slow, s.stale = JobNone, false, false
+		s.restJob()
+	}
+	s.Eager = false
+	if s.Life == shard.Initialising {
+		s.Life = shard.Registered
+	}
+	tickets := append(append(append([]Ticket(nil), s.Parked...), s.Local...), s.Waiting...)
+	if s.Reclaimer != 0 && s.job != JobRemove {
+		tickets = append(tickets, s.Reclaimer)
+		s.Reclaimer = 0
+	}
+	s.Parked, s.Local, s.Waiting = nil, nil, nil
+	return tickets
+}
+
+// restJob puts the places that a job occupies back to where they were without it.
+func (s *Shard) restJob() {
+	switch s.Data {
+	case Probing, Fetching, Ready, Slow:
+		s.Data = Absent
+	case Removing:
+		s.Data = Present
+	}
+	if s.Index == Building {
+		s.Index = NoIndex
+	}
+	if s.Handle == Opening {
+		s.Handle = Closed
+	}
+}
