@@ -32,8 +32,11 @@ func (n *Net) Revert(s, before *Shard, out *Out) []Ticket {
 		s.restJob()
 	}
 	s.Eager = false
-	if s.Life == shard.Initialising {
+	switch {
+	case s.Life == shard.Initialising:
 		s.Life = shard.Registered
+	case s.Life == shard.Recovering && !running:
+		s.Life = shard.Errored // until it is recovered once more
 	}
 	tickets := append(append(append([]Ticket(nil), s.Parked...), s.Local...), s.Waiting...)
 	if s.Reclaimer != 0 && s.job != JobRemove {

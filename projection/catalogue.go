@@ -70,6 +70,24 @@ func (c *Catalogue) Apply(b *journal.Batch) error {
 	return nil
 }
 
+// Check says whether Apply could show events, of which no two are of the same key,
+// as the next batch.
+func (c *Catalogue) Check(events []shard.Event) error {
+	c.mu.RLock()
+	defer c.mu.RUnlock()
+	for i := range events {
+		e := &events[i]
+		life, gen := shard.None, e.Gen
+		if prev := find(c.chainLocked(xxhash.Sum64String(e.Key.String())), e.Key.String()); prev != nil {
+			life, gen = prev.life, prev.gen
+		}
+		if err := shard.CheckNext(life, gen, e); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // applyLocked shows one event and notes in undo what it replaced.
 func (c *Catalogue) applyLocked(e *shard.Event, undo *[]slot) error {
 	h := xxhash.Sum64String(e.Key.String())

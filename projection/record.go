@@ -95,3 +95,6 @@ func (r *Record) State() shard.State {
 		Life: r.life, Lazy: r.lazy, URL: r.url(), Transient: r.transient(), Reason: r.Reason(), Index: r.Index(),
 	}
 }
+
+// Lazy says whether the shard was registered with lazy initialisation.
+func (r *Record) Lazy() bool { return r.lazy }

@@ -205,12 +205,13 @@ var ErrIllegal = errors.New("illegal shard event")
 
 // CheckNext says whether e may follow for a shard in the given life and
 // generation; [None] stands for no shard. It is the relation that every journal
-// obeys:
+// obeys (a recovery may begin in any life, because a shard whose mount cannot be
+// made is errored to its users whatever its record says):
 //
 //	registered   none                               → registered, Gen = Seq
 //	indexed      registered, recovering             → available
 //	failed       registered, available, recovering  → errored
-//	recovering   available, errored                 → recovering
+//	recovering   any but none                       → recovering
 //	destroyed    any but none                       → none
 func CheckNext(life Life, gen uint64, e *Event) error {
 	ok := false
@@ -222,7 +223,7 @@ func CheckNext(life Life, gen uint64, e *Event) error {
 	case EventFailed:
 		ok = (life == Registered || life == Available || life == Recovering) && e.State.Life == Errored
 	case EventRecovering:
-		ok = (life == Available || life == Errored) && e.State.Life == Recovering
+		ok = life != None && e.State.Life == Recovering
 	case EventDestroyed:
 		ok = life != None && e.State.Life == None
 	}

@@ -1,0 +1,101 @@
+package dagstore
+
+import (
+	"context"
+
+	"github.com/dagstore/dagstore/fsm"
+)
+
+// park lets a request wait, and watches its context.
+func (e *eventLoop) park(req *request) {
+	e.parked[req.ticket] = req
+	if req.ctx.Done() != nil && req.stop == nil {
+		req.stop = context.AfterFunc(req.ctx, func() { e.abandon(req) })
+	}
+}
+
+// cancel ends a parked request whose caller no longer waits.
+func (e *eventLoop) cancel(req *request) {
+	if e.parked[req.ticket] != req {
+		return
+	}
+	err := req.ctx.Err()
+	if err == nil {
+		err = context.Canceled
+	}
+	ticket := req.ticket
+	e.answerError(req, err)
+	lv := e.d.mu.hot[req.key]
+	if lv == nil {
+		return
+	}
+	if lv.busy {
+		lv.deferred = append(lv.deferred, input{ctl: func() { e.cancelTicket(lv, ticket) }})
+		return
+	}
+	e.cancelTicket(lv, ticket)
+}
+
+func (e *eventLoop) cancelTicket(lv *live, ticket fsm.Ticket) {
+	if lv.gone || lv.busy || e.closing {
+		return
+	}
+	e.in = fsm.Input{Trigger: fsm.Cancel, Ticket: ticket, Time: e.now}
+	e.step(lv, nil)
+}
+
+func (e *eventLoop) answerCode(req *request, code fsm.Code, cause error) {
+	e.answer(req, &fsm.Reply{Ticket: req.ticket, Code: code, Cause: cause}, nil, 0)
+}
+
+func (e *eventLoop) answerError(req *request, err error) {
+	if e.settle(req) {
+		if req.reclaimed != nil {
+			req.reclaimed(req.key, fsm.ErrFailed, err)
+			return
+		}
+		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: err})
+	}
+}
+
+// settle claims the right to answer a request.
+func (e *eventLoop) settle(req *request) bool {
+	if req.ticket != 0 {
+		delete(e.parked, req.ticket)
+	}
+	if req.stop != nil {
+		req.stop()
+	}
+	if req.reg != nil && !req.reg.begun {
+		req.reg.begun = true
+		e.d.registered(req.key, req.reg)
+	}
+	return req.state.CompareAndSwap(reqPending, reqAnswered)
+}
+
+// answer turns the machine's reply into the caller's result.
+func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, seq uint64) {
+	if !e.settle(req) {
+		if r.Accessor {
+			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})
+		}
+		return
+	}
+	switch {
+	case req.reclaimed != nil:
+		req.reclaimed(req.key, r.Code, r.Cause)
+	case r.Accessor:
+		if err := req.ctx.Err(); err != nil {
+			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})
+			e.d.courier.deliver(req, ShardResult{Key: req.key, Error: err})
+			return
+		}
+		e.d.courier.deliver(req, ShardResult{Key: req.key, Accessor: newAccessor(e, lv)})
+	default:
+		cause := r.Cause
+		if r.Code == fsm.ErrReadOnly {
+			cause = e.failed
+		}
+		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req.key, req.kind, r.Code, cause), Seq: seq})
+	}
+}

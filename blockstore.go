@@ -1,0 +1,248 @@
+package dagstore
+
+import (
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"sync"
+	"unsafe"
+
+	blocks "github.com/ipfs/go-block-format"
+	"github.com/ipfs/go-cid"
+	ipld "github.com/ipfs/go-ipld-format"
+	mh "github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/internal/carscan"
+)
+
+// ReadBlockstore is a read-only blockstore.
+type ReadBlockstore interface {
+	Has(context.Context, cid.Cid) (bool, error)
+	Get(context.Context, cid.Cid) (blocks.Block, error)
+	GetSize(context.Context, cid.Cid) (int, error)
+	AllKeysChan(ctx context.Context) (<-chan cid.Cid, error)
+	HashOnRead(enabled bool)
+}
+
+// ShardBlockstore is the blocks of one shard. A block that is not there is
+// ipld.ErrNotFound; one that cannot be served is a [*BlockError]. Blocks are found
+// by multihash, whatever the codec of the CID. Identity CIDs are answered from
+// themselves. Bytes are checked against the CID unless the store was configured
+// otherwise.
+type ShardBlockstore struct {
+	sa        *ShardAccessor
+	verify    bool
+	byDefault bool
+}
+
+var _ ReadBlockstore = (*ShardBlockstore)(nil)
+
+// HashOnRead(true) checks the bytes of every block even if the store is configured
+// not to; HashOnRead(false) does what the store is configured to do. Call it before
+// the first read.
+func (b *ShardBlockstore) HashOnRead(enabled bool) { b.verify = enabled || b.byDefault }
+
+// multihashOf returns the multihash within a CID's binary form, without copying.
+func multihashOf(c cid.Cid) string {
+	s := c.KeyString()
+	if len(s) == 34 && s[0] == mh.SHA2_256 && s[1] == 32 {
+		return s // CIDv0
+	}
+	for range 2 { // version and codec
+		i := 0
+		for i < len(s) && s[i] >= 0x80 {
+			i++
+		}
+		if i++; i > len(s) {
+			return ""
+		}
+		s = s[i:]
+	}
+	return s
+}
+
+// splitMultihash returns the function and the digest of a multihash.
+func splitMultihash(m string) (code uint64, digest []byte, ok bool) {
+	b := unsafe.Slice(unsafe.StringData(m), len(m)) // read only
+	code, n := binary.Uvarint(b)
+	if n <= 0 {
+		return 0, nil, false
+	}
+	size, k := binary.Uvarint(b[n:])
+	if k <= 0 || size != uint64(len(b)-n-k) {
+		return 0, nil, false
+	}
+	return code, b[n+k:], true
+}
+
+// locate finds a block in the index. The accessor must be entered.
+func (b *ShardBlockstore) locate(c cid.Cid, m string) (location, error) {
+	h := b.sa.h
+	loc, found, err := h.index.find(h.r, m)
+	switch {
+	case err != nil:
+		b.sa.noteDamage(err)
+		return loc, &BlockError{Shard: h.key, Cid: c, Offset: -1, Err: fmt.Errorf("index: %w", err)}
+	case !found:
+		return loc, ipld.ErrNotFound{Cid: c}
+	}
+	return loc, nil
+}
+
+// read fills p, which is as long as the block, and checks it.
+func (b *ShardBlockstore) read(c cid.Cid, code uint64, digest []byte, loc location, p []byte) error {
+	h := b.sa.h
+	if err := h.readAt(p, loc.data); err != nil {
+		return &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: err}
+	}
+	if b.verify && !carscan.Matches(code, digest, p) {
+		return &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: ErrBlockCorrupt}
+	}
+	return nil
+}
+
+var errBadCID = errors.New("the CID has no well-formed multihash")
+
+// begin enters the accessor and takes the CID apart. With a nil error the caller
+// must leave.
+func (b *ShardBlockstore) begin(ctx context.Context, c cid.Cid) (m string, code uint64, digest []byte, err error) {
+	if err := ctx.Err(); err != nil {
+		return "", 0, nil, err
+	}
+	m = multihashOf(c)
+	code, digest, ok := splitMultihash(m)
+	if !ok {
+		return "", 0, nil, fmt.Errorf("block %q: %w", c, errBadCID)
+	}
+	return m, code, digest, b.sa.enter()
+}
+
+// Has says whether the shard holds the block.
+func (b *ShardBlockstore) Has(ctx context.Context, c cid.Cid) (bool, error) {
+	_, err := b.GetSize(ctx, c)
+	if ipld.IsNotFound(err) {
+		return false, nil
+	}
+	return err == nil, err
+}
+
+// GetSize returns the length of a block. It does not read the block.
+func (b *ShardBlockstore) GetSize(ctx context.Context, c cid.Cid) (int, error) {
+	m, code, digest, err := b.begin(ctx, c)
+	if err != nil {
+		return -1, err
+	}
+	defer b.sa.h.leave()
+	if code == mh.IDENTITY {
+		return len(digest), nil
+	}
+	loc, err := b.locate(c, m)
+	if err != nil {
+		return -1, err
+	}
+	return loc.size, nil
+}
+
+// Get returns a block.
+func (b *ShardBlockstore) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	m, code, digest, err := b.begin(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	defer b.sa.h.leave()
+	if code == mh.IDENTITY {
+		return blocks.NewBlockWithCid([]byte(string(digest)), c)
+	}
+	loc, err := b.locate(c, m)
+	if err != nil {
+		return nil, err
+	}
+	p := make([]byte, loc.size)
+	if err := b.read(c, code, digest, loc, p); err != nil {
+		return nil, err
+	}
+	return blocks.NewBlockWithCid(p, c)
+}
+
+// viewBuffers holds the buffers of View.
+var viewBuffers = sync.Pool{New: func() any { return new([]byte) }}
+
+// maxPooled is the largest buffer that is kept for another View.
+const maxPooled = 4 << 20
+
+// View calls fn with the bytes of a block, which are valid during the call only and
+// must not be changed. An error of fn is returned as it is.
+func (b *ShardBlockstore) View(ctx context.Context, c cid.Cid, fn func([]byte) error) error {
+	m, code, digest, err := b.begin(ctx, c)
+	if err != nil {
+		return err
+	}
+	defer b.sa.h.leave()
+	if code == mh.IDENTITY {
+		return fn(digest)
+	}
+	loc, err := b.locate(c, m)
+	if err != nil {
+		return err
+	}
+	buf := viewBuffers.Get().(*[]byte)
+	defer func() {
+		if cap(*buf) <= maxPooled {
+			viewBuffers.Put(buf)
+		}
+	}()
+	if cap(*buf) < loc.size {
+		*buf = make([]byte, loc.size)
+	}
+	p := (*buf)[:loc.size]
+	if err := b.read(c, code, digest, loc, p); err != nil {
+		return err
+	}
+	return fn(p)
+}
+
+// AllKeysChan sends the CIDs of all blocks, as raw CIDv1 since blocks are found by
+// multihash, in no particular order and without duplicates. The channel closes when
+// all were sent, or ctx or the accessor ended.
+func (b *ShardBlockstore) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
+	if err := b.sa.enter(); err != nil {
+		return nil, err
+	}
+	h := b.sa.h
+	out := make(chan cid.Cid)
+	go func() {
+		defer close(out)
+		defer h.leave()
+		var last string
+		err := h.index.forEach(func(m mh.Multihash, _ uint64) error {
+			if string(m) == last {
+				return nil
+			}
+			last = string(m)
+			if b.sa.closed.Load() {
+				return ErrClosed
+			}
+			select {
+			case out <- cid.NewCidV1(cid.Raw, mh.Multihash(last)):
+				return nil
+			case <-ctx.Done():
+				return ctx.Err()
+			case <-h.off:
+				return ErrClosed
+			}
+		})
+		b.sa.noteDamage(err)
+	}()
+	return out, nil
+}
+
+// noteDamage has a damaged index built again, once per handle.
+func (sa *ShardAccessor) noteDamage(err error) {
+	var damaged *index.DamagedError
+	if err == nil || sa.loop == nil || !errors.As(err, &damaged) || sa.h.reported.Swap(true) {
+		return
+	}
+	sa.loop.damaged(sa.lv, sa.h, err)
+}

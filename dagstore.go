@@ -1,0 +1,381 @@
+package dagstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	ds "github.com/ipfs/go-datastore"
+	"github.com/ipfs/go-datastore/namespace"
+	carindex "github.com/ipld/go-car/v2/index"
+	mh "github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/journal"
+	"github.com/dagstore/dagstore/mount"
+	"github.com/dagstore/dagstore/projection"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// StoreNamespace is the namespace within [Config.Datastore] under which the store
+// keeps its state.
+var StoreNamespace = ds.NewKey("dagstore")
+
+var (
+	// ErrShardUnknown is returned by every verb for a key that names no shard, and
+	// to those who were waiting for a shard that is destroyed.
+	ErrShardUnknown = errors.New("shard not found")
+	// ErrShardExists is returned by RegisterShard for a key that is taken.
+	ErrShardExists = errors.New("shard already exists")
+	// ErrShardInitializationFailed is wrapped by the errors that tell why a shard
+	// could not be initialised or recovered, or is errored.
+	ErrShardInitializationFailed = errors.New("shard initialization failed")
+	// ErrShardInUse is returned by DestroyShard while accessors are open; the shard
+	// is unchanged.
+	ErrShardInUse = errors.New("shard in use")
+	// ErrClosed is returned by every verb after Close, to all who were waiting when
+	// it was called, and by accessors that outlived it.
+	ErrClosed = errors.New("dagstore closed")
+	// ErrReadOnly is wrapped by the error of every mutation once the journal could
+	// not be written: reopen the store. Open accessors and acquires of available
+	// shards go on working.
+	ErrReadOnly = errors.New("dagstore is read-only")
+	// ErrNotStarted is returned by verbs before Start.
+	ErrNotStarted = errors.New("dagstore not started")
+	// ErrNotErrored is returned by RecoverShard for a shard with nothing to recover.
+	ErrNotErrored = errors.New("refused to recover a shard that is not errored")
+)
+
+// RecoverOnStartPolicy says what becomes of errored shards when a store starts.
+type RecoverOnStartPolicy int
+
+const (
+	// DoNotRecover leaves them errored; they are recovered by request.
+	DoNotRecover RecoverOnStartPolicy = iota
+	// RecoverOnAcquire recovers an errored shard on its first acquire, which waits.
+	RecoverOnAcquire
+	// RecoverNow recovers all of them at once.
+	RecoverNow
+)
+
+// ShardIndexer makes the index of a shard in place of the built-in scanner. The
+// index must be iterable; offsets are relative to the CARv1 payload.
+type ShardIndexer func(context.Context, shard.Key, mount.Reader) (carindex.Index, error)
+
+// Config configures a store. Only TransientsDir is required.
+type Config struct {
+	// TransientsDir is the directory of the local copies of shards whose source
+	// cannot be read in place. Files that the store did not make stay untouched.
+	TransientsDir string
+	// IndexRepo keeps the shard indices; nil keeps them in memory. One that is not
+	// an index.LifeRepo keeps one index per key.
+	IndexRepo index.FullIndexRepo
+	// TopLevelIndex maps multihashes to shards; nil keeps it in memory and rebuilds
+	// it from the shard indices at Start.
+	TopLevelIndex index.Inverted
+	// Datastore holds the journal if Journal is nil. If that is nil too, state is in
+	// memory and does not survive the process.
+	Datastore ds.Datastore
+	// ShardRepo holds the state as one record per shard, for daemons that bring such
+	// a repository. It takes the place of Datastore.
+	ShardRepo ShardRepo
+	// Journal is the truth. The store closes it.
+	Journal journal.Journal
+	// MountRegistry knows the types of mounts by URL scheme; nil knows none.
+	MountRegistry *mount.Registry
+	// TraceCh hears of every operation. It is fed through a bounded buffer: a
+	// reader that is too slow misses traces, which Metrics counts, and delays
+	// nobody.
+	TraceCh chan<- Trace
+	// FailureCh hears of every failure of a shard, in the same manner.
+	FailureCh chan<- ShardResult
+	// MaxConcurrentIndex bounds concurrent scans. 0 means 1,024.
+	MaxConcurrentIndex int
+	// MaxConcurrentReadyFetches bounds concurrent fetches from mounts that report
+	// themselves ready. 0 means 1,024.
+	MaxConcurrentReadyFetches int
+	// MaxConcurrentOpens bounds concurrent probes and opens of sources. 0 means 64.
+	MaxConcurrentOpens int
+	// RecoverOnStart says what becomes of errored shards at Start.
+	RecoverOnStart RecoverOnStartPolicy
+	// ShardIndexer replaces the built-in scanner; nil does not.
+	ShardIndexer ShardIndexer
+
+	// SkipVerifyOnIndex indexes without hashing blocks.
+	SkipVerifyOnIndex bool
+	// SkipVerifyOnRead serves blocks without hashing them.
+	SkipVerifyOnRead bool
+	// MaxSectionSize is the largest CAR section in bytes that is accepted; 0 means
+	// the scanner's default of 32 MiB.
+	MaxSectionSize uint64
+	// MaxShardRecords is the largest number of sections of one shard; 0 means the
+	// scanner's default.
+	MaxShardRecords uint64
+	// IdleHandles is how many shards without accessors are kept open; 0 means 128,
+	// negative none.
+	IdleHandles int
+	// IdleTimeout is how long they are; 0 means one second.
+	IdleTimeout time.Duration
+	// CloseTimeout bounds how long Close waits for mounts that ignore their context.
+	// 0 means two seconds.
+	CloseTimeout time.Duration
+	// Logger hears what goes wrong; nil is slog.Default().
+	Logger *slog.Logger
+
+	fs fsio.FS // the operating system's if nil
+}
+
+const (
+	defaultSlots       = 1024
+	defaultOpens       = 64
+	defaultIdle        = 128
+	defaultIdleTimeout = time.Second
+	defaultCloseWait   = 2 * time.Second
+)
+
+// withDefaults returns cfg with every zero replaced by what it stands for.
+func (cfg Config) withDefaults() Config {
+	orInt := func(v *int, def int) {
+		if *v <= 0 {
+			*v = def
+		}
+	}
+	orInt(&cfg.MaxConcurrentIndex, defaultSlots)
+	orInt(&cfg.MaxConcurrentReadyFetches, defaultSlots)
+	orInt(&cfg.MaxConcurrentOpens, defaultOpens)
+	if cfg.IdleHandles == 0 {
+		cfg.IdleHandles = defaultIdle
+	}
+	if cfg.IdleTimeout <= 0 {
+		cfg.IdleTimeout = defaultIdleTimeout
+	}
+	if cfg.CloseTimeout <= 0 {
+		cfg.CloseTimeout = defaultCloseWait
+	}
+	if cfg.fs == nil {
+		cfg.fs = fsio.OS()
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.Default()
+	}
+	cfg.Logger = cfg.Logger.With("logger", "dagstore")
+	if cfg.MountRegistry == nil {
+		cfg.MountRegistry = mount.NewRegistry()
+	}
+	if cfg.IndexRepo == nil {
+		cfg.IndexRepo = index.NewMemoryRepo()
+	}
+	return cfg
+}
+
+// DAGStore is the store. Its methods may be called concurrently.
+type DAGStore struct {
+	// TopLevelIndex maps multihashes to shards. Most callers want
+	// ShardsContainingMultihash, which leaves out shards that are not available.
+	TopLevelIndex index.Inverted
+
+	cfg     Config
+	log     *slog.Logger
+	mounts  *mount.Registry
+	indices indexStore
+	journal journal.Journal
+	cat     *projection.Catalogue
+	loop    *eventLoop
+	courier *courier
+	traces  *bridge[Trace]
+	fails   *bridge[ShardResult]
+	top     topLevel
+
+	ctx    context.Context // of all work that callers share
+	cancel context.CancelFunc
+	jobs   sync.WaitGroup // running jobs and what they left behind
+
+	phase  atomic.Int32
+	closed chan struct{} // closed when Close is done
+
+	// mu guards what callers look at before they queue a request. Only the loop
+	// changes hot.
+	mu struct {
+		sync.RWMutex
+		hot         map[shard.Key]*live         // shards with volatile state
+		registering map[shard.Key]chan struct{} // registrations that are not yet durable
+	}
+	// schemes are those that the registry knew at Start.
+	schemes map[string]bool
+}
+
+const (
+	phaseNew int32 = iota
+	phaseStarting
+	phaseRunning
+	phaseClosing
+)
+
+var _ Interface = (*DAGStore)(nil)
+
+// NewDAGStore makes a store. It does nothing before [DAGStore.Start].
+func NewDAGStore(cfg Config) (*DAGStore, error) {
+	if cfg.TransientsDir == "" {
+		return nil, errors.New("dagstore: Config.TransientsDir is empty: name the directory for local copies")
+	}
+	cfg = cfg.withDefaults()
+	if err := cfg.fs.MkdirAll(cfg.TransientsDir, 0o700); err != nil {
+		return nil, fmt.Errorf("dagstore: directory for local copies: %w", err)
+	}
+	d := &DAGStore{
+		cfg: cfg, log: cfg.Logger, mounts: cfg.MountRegistry, journal: cfg.Journal,
+		indices: newIndexStore(cfg.IndexRepo),
+		cat:     projection.NewCatalogue(),
+		closed:  make(chan struct{}),
+	}
+	d.ctx, d.cancel = context.WithCancel(context.Background())
+	d.mu.hot = make(map[shard.Key]*live)
+	d.mu.registering = make(map[shard.Key]chan struct{})
+	d.top.init(d, cfg.TopLevelIndex)
+	d.TopLevelIndex = d.top.index
+	d.courier = newCourier()
+	d.traces = newBridge(cfg.TraceCh)
+	d.fails = newBridge(cfg.FailureCh)
+	d.loop = newEventLoop(d)
+	return d, nil
+}
+
+// Start recovers the state from the journal and begins to serve. ctx bounds Start
+// only. Registrations and recoveries that a stop or crash interrupted go on.
+func (d *DAGStore) Start(ctx context.Context) error {
+	if !d.phase.CompareAndSwap(phaseNew, phaseStarting) {
+		return errors.New("dagstore: Start was called before, or after Close")
+	}
+	if err := d.recoverState(ctx); err != nil {
+		d.phase.Store(phaseClosing)
+		if d.journal != nil {
+			err = errors.Join(err, d.journal.Close())
+		}
+		close(d.closed)
+		return err
+	}
+	d.phase.Store(phaseRunning)
+	d.loop.start()
+	d.resume()
+	d.top.start()
+	return nil
+}
+
+// recoverState opens the journal and makes the catalogue from it.
+func (d *DAGStore) recoverState(ctx context.Context) error {
+	var namespaced ds.Datastore
+	if d.cfg.Datastore != nil {
+		namespaced = namespace.Wrap(d.cfg.Datastore, StoreNamespace)
+	}
+	switch {
+	case d.journal != nil:
+	case d.cfg.ShardRepo != nil:
+		j, err := openRepoJournal(ctx, d.cfg.ShardRepo)
+		if err != nil {
+			return err
+		}
+		d.journal = j
+	case namespaced != nil:
+		j, err := journal.OpenDatastore(ctx, namespaced)
+		if err != nil {
+			return fmt.Errorf("dagstore: journal in the datastore: %w", err)
+		}
+		d.journal = j
+	default:
+		d.journal = journal.NewMemory()
+	}
+	if namespaced != nil && d.journal.Head().Seq == 0 {
+		if err := d.adoptLegacy(ctx, namespaced); err != nil {
+			return err
+		}
+	}
+	err := d.journal.Replay(0, func(b *journal.Batch) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		return d.cat.Apply(b)
+	})
+	if err != nil {
+		return fmt.Errorf("dagstore: replay: %w", err)
+	}
+	d.loop.seq = d.journal.Head().Seq
+	d.loop.startSeq = d.loop.seq
+	return d.sweepAtStart()
+}
+
+// check returns an error unless requests are served.
+func (d *DAGStore) check() error {
+	switch d.phase.Load() {
+	case phaseRunning:
+		return nil
+	case phaseClosing:
+		return ErrClosed
+	default:
+		return ErrNotStarted
+	}
+}
+
+// Close answers everything that is pending with [ErrClosed], ends all work, closes
+// open accessors and releases everything. It waits for a mount that ignores its
+// context no longer than Config.CloseTimeout. A second Close waits for the first.
+func (d *DAGStore) Close() error {
+	switch {
+	case d.phase.CompareAndSwap(phaseNew, phaseClosing):
+		d.cancel()
+		close(d.closed)
+		if d.journal != nil {
+			return d.journal.Close()
+		}
+		return nil
+	case d.phase.CompareAndSwap(phaseRunning, phaseClosing):
+	default:
+		if d.phase.Load() == phaseStarting {
+			return errors.New("dagstore: Close during Start")
+		}
+		<-d.closed
+		return nil
+	}
+	d.loop.shutdown()
+	d.waitForJobs()
+	d.top.wait()
+	d.courier.close()
+	d.traces.close()
+	d.fails.close()
+	err := d.journal.Close()
+	close(d.closed)
+	return err
+}
+
+// waitForJobs waits for running jobs, bounded by the configured time.
+func (d *DAGStore) waitForJobs() {
+	done := make(chan struct{})
+	go func() { d.jobs.Wait(); close(done) }()
+	t := time.NewTimer(d.cfg.CloseTimeout)
+	defer t.Stop()
+	select {
+	case <-done:
+	case <-t.C:
+		d.log.Warn("close: a mount ignores its context; its goroutine is left behind", "waited", d.cfg.CloseTimeout)
+	}
+}
+
+// Interface is what clients of the store depend on. It is frozen: new verbs are
+// methods of *DAGStore only.
+type Interface interface {
+	Start(ctx context.Context) error
+	RegisterShard(ctx context.Context, key shard.Key, mnt mount.Mount, out chan ShardResult, opts RegisterOpts) error
+	DestroyShard(ctx context.Context, key shard.Key, out chan ShardResult, _ DestroyOpts) error
+	AcquireShard(ctx context.Context, key shard.Key, out chan ShardResult, _ AcquireOpts) error
+	RecoverShard(ctx context.Context, key shard.Key, out chan ShardResult, _ RecoverOpts) error
+	GetShardInfo(k shard.Key) (ShardInfo, error)
+	GetIterableIndex(key shard.Key) (carindex.IterableIndex, error)
+	AllShardsInfo() AllShardsInfo
+	ShardsContainingMultihash(ctx context.Context, h mh.Multihash) ([]shard.Key, error)
+	GC(ctx context.Context) (*GCResult, error)
+	Close() error
+}

@@ -1,0 +1,114 @@
+package dagstore
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"sync"
+	"sync/atomic"
+
+	"github.com/dagstore/dagstore/mount"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// handle is the reader and the index that the accessors of one shard share.
+//
+//	open       users > 0: one for the loop while it may hand out more, one per accessor
+//	shut       no new read begins
+//	released   reads = 0: the descriptors are closed
+//
+// A read in progress keeps them open, whoever closes what meanwhile.
+type handle struct {
+	key   shard.Key
+	r     mount.Reader
+	size  int64
+	index finder
+
+	users atomic.Int32
+	reads atomic.Int64 // + shutBias once shut
+	isOff atomic.Bool
+	off   chan struct{} // closed by shut
+	once  sync.Once
+
+	reported atomic.Bool // damage of the index was reported
+}
+
+const shutBias = -1 << 62
+
+func newHandle(key shard.Key, r mount.Reader, size int64, f finder) *handle {
+	h := &handle{key: key, r: r, size: size, index: f, off: make(chan struct{})}
+	h.users.Store(1)
+	return h
+}
+
+// enter begins a read; false means that the handle is shut.
+func (h *handle) enter() bool {
+	if h.reads.Add(1) > 0 {
+		return true
+	}
+	h.leave()
+	return false
+}
+
+func (h *handle) leave() {
+	if h.reads.Add(-1) == shutBias {
+		h.once.Do(h.close)
+	}
+}
+
+// release ends one user's use.
+func (h *handle) release() {
+	if h.users.Add(-1) == 0 {
+		h.shut()
+	}
+}
+
+// shut ends all use but that of reads in progress.
+func (h *handle) shut() {
+	if !h.isOff.CompareAndSwap(false, true) {
+		return
+	}
+	close(h.off)
+	if h.reads.Add(shutBias) == shutBias {
+		h.once.Do(h.close)
+	}
+}
+
+func (h *handle) close() {
+	h.index.close()
+	h.r.Close()
+}
+
+// BlockError says that a block could not be served: its bytes are not what its CID
+// says, or could not be read. It never stands for a block that is not there.
+type BlockError struct {
+	Shard  shard.Key
+	Cid    fmt.Stringer
+	Offset int64 // of the block's data in the shard's CAR
+	Err    error
+}
+
+// ErrBlockCorrupt is wrapped by a BlockError whose bytes do not hash to the CID.
+var ErrBlockCorrupt = errors.New("block does not match its CID")
+
+func (e *BlockError) Error() string {
+	return fmt.Sprintf("shard %q: block %s at offset %d: %v", e.Shard, e.Cid, e.Offset, e.Err)
+}
+
+func (e *BlockError) Unwrap() error { return e.Err }
+
+// readAt fills p from offset off, or says why it cannot. A file that has shrunk
+// ends in io.ErrUnexpectedEOF.
+func (h *handle) readAt(p []byte, off int64) error {
+	if off < 0 || off > h.size-int64(len(p)) {
+		return fmt.Errorf("%d bytes at %d lie outside the source of %d bytes", len(p), off, h.size)
+	}
+	n, err := h.r.ReadAt(p, off)
+	if n == len(p) {
+		return nil
+	}
+	if err == nil || errors.Is(err, io.EOF) {
+		return fmt.Errorf("the source ends after %d of %d bytes: %w", n, len(p), io.ErrUnexpectedEOF)
+	}
+	return err
+}

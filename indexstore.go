@@ -1,0 +1,290 @@
+package dagstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/ipfs/go-cid"
+	carindex "github.com/ipld/go-car/v2/index"
+	mh "github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/mount"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// location is where the data of a block lies in the source.
+type location struct {
+	data int64
+	size int
+}
+
+// finder finds blocks in a source by multihash. It may be used concurrently.
+type finder interface {
+	find(r io.ReaderAt, m string) (location, bool, error)
+	forEach(func(mh.Multihash, uint64) error) error
+	// checkSource proves cheaply that r is what was indexed. It is called once,
+	// before find.
+	checkSource(r io.ReaderAt, size int64) error
+	close()
+}
+
+// indexStore keeps the shard indices.
+type indexStore interface {
+	// build makes the index of a shard durable.
+	build(ctx context.Context, j *job, r mount.Reader, size int64) (shard.IndexInfo, index.MultihashIterator, error)
+	open(key shard.Key, gen uint64) (finder, error)
+	drop(key shard.Key, gen uint64) error
+	sweep(alive func(gen uint64) bool) (removed int, err error)
+	multihashes(key shard.Key, gen uint64) (it index.MultihashIterator, close func(), err error)
+}
+
+func newIndexStore(repo index.FullIndexRepo) indexStore {
+	if life, ok := repo.(index.LifeRepo); ok {
+		return lifeStore{repo, life}
+	}
+	return keyStore{repo}
+}
+
+// draft makes an index of r, with the configured indexer or the built-in scanner.
+func (j *job) draft(ctx context.Context, r mount.Reader, size int64) (*index.Draft, error) {
+	cfg := &j.d.cfg
+	opts := index.BuildOptions{
+		SkipVerify: cfg.SkipVerifyOnIndex, MaxSectionBytes: int(cfg.MaxSectionSize), MaxRecords: cfg.MaxShardRecords,
+	}
+	var d *index.Draft
+	var err error
+	if cfg.ShardIndexer != nil {
+		var idx carindex.Index
+		if idx, err = cfg.ShardIndexer(ctx, j.key, r); err == nil {
+			d, err = index.DraftFromIndex(ctx, idx, r, size, opts)
+		}
+	} else {
+		d, err = index.Build(ctx, r, size, opts)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("failed to read/generate CAR Index: %w", err)
+	}
+	return d, nil
+}
+
+// lifeStore keeps one index per life of a shard.
+type lifeStore struct {
+	index.FullIndexRepo
+	repo index.LifeRepo
+}
+
+func (st lifeStore) build(ctx context.Context, j *job, r mount.Reader, size int64) (shard.IndexInfo, index.MultihashIterator, error) {
+	if !j.recovering {
+		// A crash may have come between the index and its event.
+		if x, err := st.repo.OpenIndex(j.key, j.gen); err == nil {
+			if _, bound := x.Binding(); bound && x.CheckSource(r, size) == nil && x.Verify(ctx) == nil {
+				j.held = append(j.held, x)
+				return x.Info(), x.Multihashes(), nil
+			}
+			x.Close()
+		}
+	}
+	d, err := j.draft(ctx, r, size)
+	if err != nil {
+		return shard.IndexInfo{}, nil, err
+	}
+	if err := st.repo.PutIndex(j.key, j.gen, d); err != nil {
+		return shard.IndexInfo{}, nil, fmt.Errorf("failed to add index for shard: %w", err)
+	}
+	return d.Info(), d.Multihashes(), nil
+}
+
+func (st lifeStore) open(key shard.Key, gen uint64) (finder, error) {
+	x, err := st.repo.OpenIndex(key, gen)
+	if err != nil {
+		return nil, err
+	}
+	return &shardFinder{x: x}, nil
+}
+
+func (st lifeStore) drop(key shard.Key, gen uint64) error {
+	_, err := st.repo.DropIndex(key, gen)
+	return err
+}
+
+func (st lifeStore) sweep(alive func(gen uint64) bool) (int, error) {
+	return st.repo.SweepIndexes(alive)
+}
+
+func (st lifeStore) multihashes(key shard.Key, gen uint64) (index.MultihashIterator, func(), error) {
+	x, err := st.repo.OpenIndex(key, gen)
+	if err != nil {
+		return nil, nil, err
+	}
+	return x.Multihashes(), func() { x.Close() }, nil
+}
+
+// shardFinder finds in an index of our own.
+type shardFinder struct {
+	x    *index.ShardIndex
+	base uint64
+	// layout is for an index that does not know sizes.
+	layout *carscan.Layout
+}
+
+func (f *shardFinder) checkSource(r io.ReaderAt, size int64) error {
+	if err := f.x.CheckSource(r, size); err != nil {
+		return err
+	}
+	b, bound := f.x.Binding()
+	if bound && f.x.SizesKnown() {
+		f.base = b.DataOffset
+		return nil
+	}
+	l, err := carscan.ReadLayout(r, size, carscan.Options{})
+	if err != nil {
+		return err
+	}
+	f.layout, f.base = l, l.DataOffset
+	return nil
+}
+
+func (f *shardFinder) find(r io.ReaderAt, m string) (location, bool, error) {
+	e, found, err := f.x.Find(m)
+	if err != nil || !found {
+		return location{}, false, err
+	}
+	if e.Size < 0 {
+		loc, err := sectionAt(r, f.layout, e.Offset, m)
+		return loc, err == nil, err
+	}
+	return location{int64(f.base + e.Offset + uint64(e.HeaderLen)), e.Size}, true, nil
+}
+
+func (f *shardFinder) forEach(visit func(mh.Multihash, uint64) error) error {
+	return f.x.ForEach(visit)
+}
+func (f *shardFinder) close() { f.x.Close() }
+
+// sectionAt reads the header of a section to learn where its data lies.
+func sectionAt(r io.ReaderAt, l *carscan.Layout, offset uint64, m string) (location, error) {
+	var buf [carscan.MaxSectionHeader]byte
+	var rec carscan.Record
+	if err := carscan.SectionAt(r, l, offset, carscan.Options{MaxSectionBytes: 1 << 30}, buf[:], &rec); err != nil {
+		return location{}, err
+	}
+	code, digest, _ := splitMultihash(m)
+	if rec.Code != code || !bytes.Equal(rec.Digest, digest) {
+		return location{}, fmt.Errorf("the section at offset %d is of another block than the index says", offset)
+	}
+	return location{int64(l.DataOffset + offset + uint64(rec.HeaderLen)), int(rec.Size)}, nil
+}
+
+// keyStore keeps one index per key in a repository that knows nothing of lives.
+type keyStore struct{ repo index.FullIndexRepo }
+
+func (st keyStore) build(ctx context.Context, j *job, r mount.Reader, size int64) (shard.IndexInfo, index.MultihashIterator, error) {
+	d, err := j.draft(ctx, r, size)
+	if err != nil {
+		return shard.IndexInfo{}, nil, err
+	}
+	var b bytes.Buffer
+	if _, err := d.WriteTo(&b); err != nil {
+		return shard.IndexInfo{}, nil, err
+	}
+	x, err := index.OpenIndex(bytes.NewReader(b.Bytes()), int64(b.Len()), "memory", nil)
+	if err != nil {
+		return shard.IndexInfo{}, nil, err
+	}
+	if _, err := st.repo.DropFullIndex(j.key); err != nil && !errors.Is(err, index.ErrNotFound) {
+		return shard.IndexInfo{}, nil, fmt.Errorf("failed to drop the earlier index of the shard: %w", err)
+	}
+	if err := st.repo.AddFullIndex(j.key, x); err != nil {
+		return shard.IndexInfo{}, nil, fmt.Errorf("failed to add index for shard: %w", err)
+	}
+	return d.Info(), d.Multihashes(), nil
+}
+
+func (st keyStore) open(key shard.Key, _ uint64) (finder, error) {
+	idx, err := st.repo.GetFullIndex(key)
+	if err != nil {
+		return nil, err
+	}
+	return findIn(idx), nil
+}
+
+func (st keyStore) drop(key shard.Key, _ uint64) error {
+	_, err := st.repo.DropFullIndex(key)
+	if errors.Is(err, index.ErrNotFound) {
+		return nil
+	}
+	return err
+}
+
+func (st keyStore) sweep(func(uint64) bool) (int, error) { return 0, nil }
+
+func (st keyStore) multihashes(key shard.Key, _ uint64) (index.MultihashIterator, func(), error) {
+	idx, err := st.repo.GetFullIndex(key)
+	if err != nil {
+		return nil, nil, err
+	}
+	it, ok := idx.(carindex.IterableIndex)
+	if !ok {
+		return nil, nil, errNotIterable
+	}
+	return multihashesOf{it}, func() {}, nil
+}
+
+var errNotIterable = errors.New("index for shard is not iterable")
+
+// multihashesOf adapts a go-car index to what the top-level index reads.
+type multihashesOf struct{ carindex.IterableIndex }
+
+func (m multihashesOf) ForEach(visit func(mh.Multihash) error) error {
+	return m.IterableIndex.ForEach(func(m mh.Multihash, _ uint64) error { return visit(m) })
+}
+
+// findIn finds in any go-car index.
+func findIn(idx carindex.Index) finder {
+	if x, ok := idx.(*index.ShardIndex); ok {
+		return &shardFinder{x: x}
+	}
+	return &carFinder{idx: idx}
+}
+
+// carFinder finds in a go-car index, which knows offsets only.
+type carFinder struct {
+	idx    carindex.Index
+	layout *carscan.Layout
+}
+
+func (f *carFinder) checkSource(r io.ReaderAt, size int64) (err error) {
+	f.layout, err = carscan.ReadLayout(r, size, carscan.Options{})
+	return err
+}
+
+func (f *carFinder) find(r io.ReaderAt, m string) (loc location, found bool, err error) {
+	var last error
+	err = f.idx.GetAll(cid.NewCidV1(cid.Raw, mh.Multihash(m)), func(offset uint64) bool {
+		loc, last = sectionAt(r, f.layout, offset, m)
+		found = last == nil
+		return !found
+	})
+	switch {
+	case found:
+		return loc, true, nil
+	case errors.Is(err, carindex.ErrNotFound):
+		return location{}, false, nil
+	}
+	return location{}, false, errors.Join(err, last)
+}
+
+func (f *carFinder) forEach(visit func(mh.Multihash, uint64) error) error {
+	it, ok := f.idx.(carindex.IterableIndex)
+	if !ok {
+		return errNotIterable
+	}
+	return it.ForEach(visit)
+}
+
+func (f *carFinder) close() {}

@@ -1,0 +1,424 @@
+package dagstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"runtime/debug"
+
+	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/mount"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// pool bounds work that takes no slot of the machine. It belongs to the loop.
+type pool struct {
+	limit, running int
+	queue          []func()
+}
+
+func (p *pool) start(e *eventLoop, f func()) {
+	if p.running >= p.limit {
+		p.queue = append(p.queue, f)
+		return
+	}
+	p.running++
+	e.spawn(f)
+}
+
+func (p *pool) ended(e *eventLoop) {
+	p.running--
+	if len(p.queue) > 0 && !e.closing {
+		f := p.queue[0]
+		p.queue[0] = nil
+		p.queue = p.queue[1:]
+		p.running++
+		e.spawn(f)
+	}
+}
+
+// effect does what a step wants.
+func (e *eventLoop) effect(lv *live, eff *fsm.Effect, seq uint64) {
+	switch eff.Kind {
+	case fsm.StartJob:
+		e.startJob(lv, eff)
+	case fsm.CloseHandle:
+		if lv.handle != nil {
+			lv.handle.release()
+			lv.handle = nil
+		}
+	case fsm.NotifyFailure:
+		e.d.fails.send(ShardResult{Key: lv.key, Error: eff.Cause})
+	case fsm.Sweep:
+		lv.sweep = &sweepOrder{ticket: eff.Ticket, seq: seq}
+		if lv.cancelJob != nil {
+			lv.cancelJob()
+			return
+		}
+		e.startSweep(lv)
+	}
+}
+
+// job is what a running job knows: copies of what the loop owns.
+type job struct {
+	d       *DAGStore
+	kind    fsm.Job
+	key     shard.Key
+	gen     uint64
+	mnt     mount.Mount
+	noMount error // why mnt is nil
+	direct  bool
+	fresh   bool
+	indexed bool
+	// recovering: there may be traces of an earlier index.
+	recovering bool
+	held       []io.Closer // closed when the job ends
+	info       shard.IndexInfo
+	transient  string // the caller's own copy, if it may be used
+	loop       *eventLoop
+	lv         *live
+}
+
+func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
+	s := &lv.s
+	if eff.Fresh {
+		lv.noInitial = true
+	}
+	j := &job{
+		d: e.d, kind: eff.Job, key: lv.key, gen: s.Gen, mnt: lv.mnt, noMount: lv.noMount, direct: s.Data == fsm.Direct, fresh: eff.Fresh,
+		indexed: s.Index == fsm.Indexed, info: s.Info, recovering: s.Life == shard.Recovering, loop: e, lv: lv,
+	}
+	if !lv.noInitial {
+		j.transient = lv.transient
+	}
+	ctx, cancel := context.WithCancel(e.d.ctx)
+	lv.cancelJob = cancel
+	attempt := eff.Attempt
+	slow := s.Slow()
+	run := func() {
+		defer cancel()
+		c := j.run(ctx)
+		c.attempt = attempt
+		in := input{lv: lv, trig: doneTrigger(j.kind), done: c}
+		if slow {
+			// One slow fetch less; the next may start.
+			e.complete(input{ctl: func() { e.slow.ended(e) }})
+		}
+		if !e.complete(in) && c.handle != nil {
+			c.handle.shut()
+		}
+	}
+	if slow {
+		e.slow.start(e, run)
+		return
+	}
+	e.spawn(run)
+}
+
+func doneTrigger(k fsm.Job) fsm.Trigger {
+	switch k {
+	case fsm.JobProbe:
+		return fsm.ProbeDone
+	case fsm.JobFetch:
+		return fsm.FetchDone
+	case fsm.JobIndex:
+		return fsm.IndexDone
+	case fsm.JobOpen:
+		return fsm.OpenDone
+	default:
+		return fsm.RemoveDone
+	}
+}
+
+// finishJob takes over what a job brought, before the machine hears of it.
+func (e *eventLoop) finishJob(lv *live, in *input) {
+	c := in.done
+	current := lv.s.Attempt == c.attempt
+	if current {
+		lv.cancelJob = nil
+	}
+	if c.handle != nil {
+		if current && lv.s.Life == shard.Available && lv.s.Job() == fsm.JobOpen && lv.handle == nil {
+			lv.handle = c.handle
+		} else {
+			c.handle.shut()
+		}
+	}
+	switch in.trig {
+	case fsm.FetchDone:
+		if c.err == nil && lv.s.Life != shard.None {
+			e.copies[lv.key] = lv.s.Gen
+			lv.noInitial = true
+		}
+	case fsm.ProbeDone:
+		if c.present && c.owned && lv.s.Life != shard.None {
+			e.copies[lv.key] = lv.s.Gen
+		}
+	case fsm.RemoveDone:
+		if c.err == nil {
+			delete(e.copies, lv.key)
+		}
+	}
+	if lv.sweep != nil && current {
+		e.startSweep(lv)
+	}
+}
+
+// run does the job. A panic is the job's error and nobody else's.
+func (j *job) run(ctx context.Context) (c *completion) {
+	defer func() {
+		if p := recover(); p != nil {
+			c = &completion{err: fmt.Errorf("%s: panic: %v", j.kind, p)}
+			j.d.log.Error("job panicked", "job", j.kind.String(), "shard", j.key.String(), "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	if j.mnt == nil && j.kind != fsm.JobRemove {
+		return &completion{err: j.noMount}
+	}
+	switch j.kind {
+	case fsm.JobProbe:
+		return j.probe(ctx)
+	case fsm.JobFetch:
+		return j.fetch(ctx)
+	case fsm.JobIndex:
+		return j.index(ctx)
+	case fsm.JobOpen:
+		return j.open(ctx)
+	default:
+		return j.remove()
+	}
+}
+
+// upgrader makes the keeper of the shard's local copy.
+func (j *job) upgrader() (*mount.Upgrader, error) {
+	opts := mount.UpgradeOptions{
+		FS: j.d.cfg.fs, Dir: j.d.cfg.TransientsDir, Name: mount.CopyName(j.gen, j.key.String()),
+		Initial: j.transient, Logger: j.d.log,
+	}
+	if j.indexed && j.info.SourceSize > 0 {
+		opts.ExpectSize = int64(j.info.SourceSize)
+	}
+	return mount.NewUpgrader(j.mnt, opts)
+}
+
+// probe looks for a copy that is there, or else asks the source.
+func (j *job) probe(ctx context.Context) *completion {
+	u, err := j.upgrader()
+	if err != nil {
+		return &completion{err: err}
+	}
+	defer u.Close()
+	if j.fresh {
+		if err := u.Discard(); err != nil {
+			return &completion{err: fmt.Errorf("discard the local copy: %w", err)}
+		}
+	} else if u.Present() {
+		return &completion{present: true, owned: j.transient == "" || u.TransientPath() != j.transient}
+	}
+	st, err := abandonable(ctx, j.d, func() (mount.Stat, error) { return j.mnt.Stat(ctx) }, nil)
+	switch {
+	case err != nil:
+		return &completion{err: fmt.Errorf("failed to stat mount: %w", err)}
+	case !st.Exists:
+		return &completion{err: fmt.Errorf("failed to fetch from mount: the source does not exist: %w", fs.ErrNotExist)}
+	}
+	return &completion{ready: st.Ready}
+}
+
+// fetch makes the local copy.
+func (j *job) fetch(ctx context.Context) *completion {
+	u, err := j.upgrader()
+	if err != nil {
+		return &completion{err: err}
+	}
+	err = u.Ensure(ctx)
+	// Close waits for the end of a fetch that nobody waits for any more; a mount
+	// that ignores its context must not hold up the shard meanwhile.
+	j.d.jobs.Go(func() { u.Close() })
+	if err != nil {
+		return &completion{err: fmt.Errorf("failed to fetch from mount: %w", err)}
+	}
+	return &completion{}
+}
+
+// reader opens the shard's bytes.
+func (j *job) reader(ctx context.Context) (mount.Reader, int64, error) {
+	var r mount.Reader
+	var err error
+	if j.direct {
+		r, err = abandonable(ctx, j.d, func() (mount.Reader, error) { return j.mnt.Fetch(ctx) }, func(r mount.Reader) { r.Close() })
+	} else {
+		r, err = j.copyReader(ctx)
+	}
+	if err != nil {
+		return nil, 0, err
+	}
+	size, err := sizeOf(r)
+	if err != nil {
+		r.Close()
+		return nil, 0, fmt.Errorf("size of the source: %w", err)
+	}
+	return r, size, nil
+}
+
+var errCopyGone = errors.New("the local copy is gone")
+
+func (j *job) copyReader(ctx context.Context) (mount.Reader, error) {
+	u, err := j.upgrader()
+	if err != nil {
+		return nil, err
+	}
+	defer u.Close()
+	if !u.Present() {
+		return nil, errCopyGone
+	}
+	return u.Fetch(ctx)
+}
+
+// sizeOf asks a reader for the length of what it reads.
+func sizeOf(r mount.Reader) (int64, error) {
+	switch r := r.(type) {
+	case interface{ Size() int64 }:
+		return r.Size(), nil
+	case interface{ Stat() (fs.FileInfo, error) }:
+		st, err := r.Stat()
+		if err != nil {
+			return 0, err
+		}
+		return st.Size(), nil
+	}
+	size, err := r.Seek(0, io.SeekEnd)
+	if err == nil {
+		_, err = r.Seek(0, io.SeekStart)
+	}
+	return size, err
+}
+
+// index makes the shard index durable, or adopts the one that a crash left behind.
+func (j *job) index(ctx context.Context) *completion {
+	r, size, err := j.reader(ctx)
+	if err != nil {
+		return &completion{err: fmt.Errorf("failed to acquire reader of mount on initialization: %w", err)}
+	}
+	defer r.Close()
+	defer func() {
+		for _, c := range j.held {
+			c.Close()
+		}
+	}()
+	info, mhs, err := j.d.indices.build(ctx, j, r, size)
+	if err != nil {
+		return &completion{err: err}
+	}
+	if err := j.d.top.add(ctx, j, mhs); err != nil {
+		return &completion{err: fmt.Errorf("failed to add shard to the top-level index: %w", err)}
+	}
+	return &completion{info: info}
+}
+
+// open opens the bytes and the index together, and holds them to each other.
+func (j *job) open(ctx context.Context) *completion {
+	r, size, err := j.reader(ctx)
+	if err != nil {
+		return &completion{err: fmt.Errorf("failed to acquire reader of mount so we can return the accessor: %w", err), fault: j.dataFault()}
+	}
+	f, err := j.d.indices.open(j.key, j.gen)
+	if err != nil {
+		r.Close()
+		fault := fsm.FaultSource
+		var damaged *index.DamagedError
+		if errors.Is(err, index.ErrNotFound) || errors.As(err, &damaged) || errors.Is(err, fs.ErrNotExist) {
+			fault = fsm.FaultIndex
+		}
+		return &completion{err: fmt.Errorf("failed to recover index for shard %s: %w", j.key, err), fault: fault}
+	}
+	if err := f.checkSource(r, size); err != nil {
+		r.Close()
+		f.close()
+		fault := j.dataFault()
+		var damaged *index.DamagedError
+		if errors.As(err, &damaged) {
+			fault = fsm.FaultIndex
+		}
+		return &completion{err: fmt.Errorf("the source is not what was indexed: %w", err), fault: fault}
+	}
+	return &completion{handle: newHandle(j.key, r, size, f)}
+}
+
+func (j *job) dataFault() fsm.Fault {
+	if j.direct {
+		return fsm.FaultSource
+	}
+	return fsm.FaultCopy
+}
+
+// remove removes the local copy.
+func (j *job) remove() *completion {
+	d := j.d
+	return &completion{err: mount.RemoveCopy(d.cfg.fs, d.cfg.TransientsDir, mount.CopyName(j.gen, j.key.String()))}
+}
+
+// startSweep removes what a destroyed shard leaves, and answers the request.
+func (e *eventLoop) startSweep(lv *live) {
+	order := lv.sweep
+	lv.sweep = nil
+	j := &job{d: e.d, kind: fsm.JobRemove, key: lv.key, gen: lv.s.Gen, mnt: lv.mnt, loop: e, lv: lv}
+	e.spawn(func() {
+		j.sweep()
+		e.complete(input{ctl: func() {
+			if req := e.parked[order.ticket]; req != nil {
+				e.answer(req, &fsm.Reply{Ticket: order.ticket}, lv, order.seq)
+			}
+		}})
+	})
+}
+
+// sweep removes the top-level entries, the index and the copy of a destroyed shard.
+// What fails is swept when the store starts again.
+func (j *job) sweep() {
+	d := j.d
+	var errs []error
+	errs = append(errs, d.top.remove(d.ctx, j.key, j.gen))
+	errs = append(errs, d.indices.drop(j.key, j.gen))
+	errs = append(errs, mount.RemoveCopy(d.cfg.fs, d.cfg.TransientsDir, mount.CopyName(j.gen, j.key.String())))
+	if j.mnt != nil {
+		errs = append(errs, j.mnt.Close())
+	}
+	if err := errors.Join(errs...); err != nil {
+		d.log.Warn("files of a destroyed shard are left until the next start", "shard", j.key.String(), "err", err)
+	}
+}
+
+// abandonable runs f and returns its result, or ctx's error as soon as ctx ends. A
+// result that comes later goes to late.
+func abandonable[T any](ctx context.Context, d *DAGStore, f func() (T, error), late func(T)) (T, error) {
+	type result struct {
+		v   T
+		err error
+	}
+	ch := make(chan result, 1)
+	d.jobs.Go(func() {
+		defer func() {
+			if p := recover(); p != nil {
+				ch <- result{err: fmt.Errorf("mount: panic: %v", p)}
+			}
+		}()
+		v, err := f()
+		ch <- result{v, err}
+	})
+	select {
+	case r := <-ch:
+		return r.v, r.err
+	case <-ctx.Done():
+		d.jobs.Go(func() {
+			if r := <-ch; r.err == nil && late != nil {
+				late(r.v)
+			}
+		})
+		var zero T
+		return zero, ctx.Err()
+	}
+}

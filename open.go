@@ -1,0 +1,121 @@
+package dagstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/journal"
+	"github.com/dagstore/dagstore/mount"
+)
+
+// Option configures Open.
+type Option func(*openConfig) error
+
+type openConfig struct {
+	Config
+	file journal.FileOptions
+}
+
+// WithConfig changes any field of the configuration.
+func WithConfig(change func(*Config)) Option {
+	return func(c *openConfig) error { change(&c.Config); return nil }
+}
+
+// WithMount registers a type of mount under a URL scheme, beside file, bytes, http
+// and https, which are known. The template carries what the URL does not: an fs.FS,
+// credentials, a client.
+func WithMount(scheme string, template mount.Mount) Option {
+	return func(c *openConfig) error { return c.MountRegistry.Register(scheme, template) }
+}
+
+// WithLogger sets the logger.
+func WithLogger(l *slog.Logger) Option {
+	return func(c *openConfig) error { c.Logger = l; return nil }
+}
+
+// WithJournalOptions sets the options of the journal's files.
+func WithJournalOptions(o journal.FileOptions) Option {
+	return func(c *openConfig) error { c.file = o; return nil }
+}
+
+// withFS puts everything on another file system, for tests.
+func withFS(fsys fsio.FS) Option {
+	return func(c *openConfig) error { c.fs = fsys; return nil }
+}
+
+// Open opens the store in dir, or makes one, and starts it. Everything is under dir:
+//
+//	journal/   the log of shard events, and the lock that one process holds
+//	index/     shard indices
+//	copies/    local copies of shards that cannot be read in place
+//
+// Errors wrap journal.ErrLocked if another process has the store open,
+// journal.ErrNewerFormat if a newer release wrote it, and *journal.DamageError if
+// what was promised can no longer be read.
+func Open(ctx context.Context, dir string, opts ...Option) (*DAGStore, error) {
+	c := openConfig{}
+	c.MountRegistry = DefaultRegistry()
+	c.fs = fsio.OS()
+	for _, o := range opts {
+		if err := o(&c); err != nil {
+			return nil, fmt.Errorf("open store %q: %w", dir, err)
+		}
+	}
+	d, err := open(ctx, dir, &c)
+	if err != nil {
+		return nil, fmt.Errorf("open store %q: %w", dir, err)
+	}
+	return d, nil
+}
+
+func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
+	if c.Journal != nil || c.Datastore != nil || c.ShardRepo != nil {
+		return nil, errors.New("the state lives in the directory: leave Journal, Datastore and ShardRepo unset, or use NewDAGStore")
+	}
+	if err := c.fs.MkdirAll(dir, 0o700); err != nil {
+		return nil, err
+	}
+	// The journal's lock comes first: nothing is touched that another process uses.
+	j, err := journal.OpenFile(c.fs, filepath.Join(dir, "journal"), c.file)
+	if err != nil {
+		return nil, err
+	}
+	c.Journal = j
+	if c.IndexRepo == nil {
+		repo, err := index.NewFSRepoOn(c.fs, filepath.Join(dir, "index"))
+		if err != nil {
+			return nil, errors.Join(err, j.Close())
+		}
+		c.IndexRepo = repo
+	}
+	if c.TransientsDir == "" {
+		c.TransientsDir = filepath.Join(dir, "copies")
+	}
+	d, err := NewDAGStore(c.Config)
+	if err != nil {
+		return nil, errors.Join(err, j.Close())
+	}
+	if err := d.Start(ctx); err != nil {
+		return nil, err
+	}
+	return d, nil
+}
+
+// DefaultRegistry returns a registry that knows the mounts which need no
+// configuration: file, bytes, http and https.
+func DefaultRegistry() *mount.Registry {
+	r := mount.NewRegistry()
+	for scheme, template := range map[string]mount.Mount{
+		"file": &mount.FileMount{}, "bytes": &mount.BytesMount{}, "http": &mount.HTTPMount{}, "https": &mount.HTTPMount{},
+	} {
+		if err := r.Register(scheme, template); err != nil {
+			panic(err) // the schemes are legal and distinct
+		}
+	}
+	return r
+}

@@ -1,0 +1,282 @@
+package dagstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+
+	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/mount"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// ShardResult is the answer to one request.
+type ShardResult struct {
+	Key   shard.Key
+	Error error
+	// Accessor is set by a successful acquire only. The receiver must close it.
+	Accessor *ShardAccessor
+	// Seq is the journal position at which a mutation became durable; 0 otherwise.
+	Seq uint64
+}
+
+// RegisterOpts are the options of a registration.
+type RegisterOpts struct {
+	// ExistingTransient is the path of a complete local copy of the shard, owned by
+	// the caller. The store reads it in place of fetching, while it exists and
+	// matches, and never changes or removes it.
+	ExistingTransient string
+	// LazyInitialization puts off fetching and indexing to the first acquire. The
+	// registration is answered as soon as it is durable.
+	LazyInitialization bool
+}
+
+// AcquireOpts are the options of an acquire.
+type AcquireOpts struct {
+	// NoDownload refuses with mount.ErrTransientNotFound rather than to fetch a
+	// local copy.
+	NoDownload bool
+}
+
+// RecoverOpts are the options of a recovery.
+type RecoverOpts struct{}
+
+// DestroyOpts are the options of a destruction.
+type DestroyOpts struct{}
+
+// request is one call that waits for an answer.
+type request struct {
+	ctx    context.Context
+	out    chan ShardResult
+	key    shard.Key
+	ticket fsm.Ticket
+	kind   fsm.Trigger
+	// state goes from pending to answered or abandoned, once.
+	state atomic.Int32
+	stop  func() bool // of the watch over ctx while parked
+	// sync: the caller takes part in the state and wants no watch over its channel.
+	sync bool
+
+	noDownload bool
+	reg        *registration
+	reclaimed  func(key shard.Key, code fsm.Code, cause error)
+}
+
+const (
+	reqPending int32 = iota
+	reqAnswered
+	reqAbandoned
+)
+
+// registration is what only a Register request carries.
+type registration struct {
+	mnt       mount.Mount
+	url       string
+	transient string
+	lazy      bool
+	direct    bool
+	durable   chan struct{} // closed when the registration is durable or refused
+	begun     bool          // the shard's record is on its way; the loop's
+}
+
+// RegisterShard registers a shard and, unless it is lazy, fetches and indexes it.
+// An invalid key, a key that is taken (ErrShardExists) and a mount that the
+// registry does not know (mount.ErrUnrecognizedType) are refused at once; then the
+// channel hears nothing. Otherwise the result is sent to out: when the registration
+// is durable if lazy, else when the shard is available or errored. out may be nil.
+//
+// An acquire may be queued as soon as RegisterShard has returned.
+func (d *DAGStore) RegisterShard(ctx context.Context, key shard.Key, mnt mount.Mount, out chan ShardResult, opts RegisterOpts) error {
+	return d.register(&request{ctx: ctx, out: out, key: key, kind: fsm.Register}, mnt, opts)
+}
+
+func (d *DAGStore) register(req *request, mnt mount.Mount, opts RegisterOpts) error {
+	if err := d.check(); err != nil {
+		return err
+	}
+	key := req.key
+	if err := key.Validate(); err != nil {
+		return fmt.Errorf("register: %w", err)
+	}
+	if mnt == nil {
+		return fmt.Errorf("register shard %q: no mount", key)
+	}
+	u, err := d.mounts.Represent(mnt)
+	if err != nil {
+		return fmt.Errorf("register shard %q: %w", key, err)
+	}
+	info := mnt.Info()
+	if !info.AccessSequential {
+		return fmt.Errorf("register shard %q: mount %T must support sequential access", key, mnt)
+	}
+	reg := &registration{
+		mnt: mnt, url: u.String(), transient: opts.ExistingTransient, lazy: opts.LazyInitialization,
+		direct: !mount.NeedsCopy(info), durable: make(chan struct{}),
+	}
+	req.reg = reg
+
+	d.mu.Lock()
+	_, registering := d.mu.registering[key]
+	if registering || d.existsLocked(key) {
+		d.mu.Unlock()
+		return fmt.Errorf("%s: %w", key, ErrShardExists)
+	}
+	d.mu.registering[key] = reg.durable
+	d.mu.Unlock()
+
+	if err := d.loop.submit(req); err != nil {
+		d.registered(key, reg)
+		return err
+	}
+	return nil
+}
+
+// registered ends a registration's being in flight: the catalogue tells from now on.
+func (d *DAGStore) registered(key shard.Key, reg *registration) {
+	d.mu.Lock()
+	if d.mu.registering[key] == reg.durable {
+		delete(d.mu.registering, key)
+	}
+	d.mu.Unlock()
+	close(reg.durable)
+}
+
+// existsLocked says whether key has a durable life. Needs mu.
+func (d *DAGStore) existsLocked(key shard.Key) bool {
+	if lv := d.mu.hot[key]; lv != nil {
+		switch shard.Life(lv.pub.life.Load()) {
+		case shard.None:
+		default:
+			return true
+		}
+	}
+	return d.cat.Get(key) != nil
+}
+
+// known returns nil if key names a shard or one that is being registered.
+func (d *DAGStore) known(key shard.Key) error {
+	if err := d.check(); err != nil {
+		return err
+	}
+	d.mu.RLock()
+	_, ok := d.mu.registering[key]
+	ok = ok || d.existsLocked(key)
+	d.mu.RUnlock()
+	if !ok {
+		return fmt.Errorf("%s: %w", key, ErrShardUnknown)
+	}
+	return nil
+}
+
+func (d *DAGStore) request(req *request) error {
+	if err := d.known(req.key); err != nil {
+		return err
+	}
+	return d.loop.submit(req)
+}
+
+// DestroyShard ends a shard: its record, index, local copy and top-level entries
+// go, and the key may be used again. While accessors are open it is refused with
+// ErrShardInUse and nothing changes. Those who wait for the shard get
+// ErrShardUnknown.
+func (d *DAGStore) DestroyShard(ctx context.Context, key shard.Key, out chan ShardResult, _ DestroyOpts) error {
+	return d.request(&request{ctx: ctx, out: out, key: key, kind: fsm.Destroy})
+}
+
+// AcquireShard asks for an accessor to a shard's blocks, which is sent to out and
+// must be closed by the receiver. A shard that was registered lazily is initialised
+// first; a shard that is being initialised or recovered is waited for. If ctx ends
+// before the accessor is received, the accessor is closed. The work that others may
+// share does not end with ctx.
+func (d *DAGStore) AcquireShard(ctx context.Context, key shard.Key, out chan ShardResult, opts AcquireOpts) error {
+	return d.request(&request{ctx: ctx, out: out, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload})
+}
+
+// RecoverShard fetches and indexes an errored shard afresh and sends the outcome to
+// out. A shard that is being recovered is waited for; one with nothing to recover
+// is answered with ErrNotErrored.
+func (d *DAGStore) RecoverShard(ctx context.Context, key shard.Key, out chan ShardResult, _ RecoverOpts) error {
+	return d.request(&request{ctx: ctx, out: out, key: key, kind: fsm.Recover})
+}
+
+// RegisterShardSync is RegisterShard that waits for the result. If ctx ends first,
+// the registration goes on and ctx's error is returned.
+func (d *DAGStore) RegisterShardSync(ctx context.Context, key shard.Key, mnt mount.Mount, opts RegisterOpts) (ShardResult, error) {
+	return d.wait(&request{ctx: ctx, key: key, kind: fsm.Register}, func(r *request) error { return d.register(r, mnt, opts) })
+}
+
+// AcquireShardSync is AcquireShard that waits for the accessor.
+func (d *DAGStore) AcquireShardSync(ctx context.Context, key shard.Key, opts AcquireOpts) (*ShardAccessor, error) {
+	res, err := d.wait(&request{ctx: ctx, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload}, d.request)
+	return res.Accessor, err
+}
+
+// RecoverShardSync is RecoverShard that waits for the outcome.
+func (d *DAGStore) RecoverShardSync(ctx context.Context, key shard.Key, _ RecoverOpts) (ShardResult, error) {
+	return d.wait(&request{ctx: ctx, key: key, kind: fsm.Recover}, d.request)
+}
+
+// DestroyShardSync is DestroyShard that waits until the shard and its files are gone.
+func (d *DAGStore) DestroyShardSync(ctx context.Context, key shard.Key, _ DestroyOpts) (ShardResult, error) {
+	return d.wait(&request{ctx: ctx, key: key, kind: fsm.Destroy}, d.request)
+}
+
+// wait submits a request and waits for its answer or the end of its context.
+func (d *DAGStore) wait(req *request, submit func(*request) error) (ShardResult, error) {
+	if err := req.ctx.Err(); err != nil {
+		return ShardResult{Key: req.key}, err
+	}
+	req.out, req.sync = make(chan ShardResult, 1), true
+	if err := submit(req); err != nil {
+		return ShardResult{Key: req.key, Error: err}, err
+	}
+	if done := req.ctx.Done(); done != nil {
+		select {
+		case res := <-req.out:
+			return res, res.Error
+		case <-done:
+		}
+		if req.state.CompareAndSwap(reqPending, reqAbandoned) {
+			d.loop.abandon(req)
+			return ShardResult{Key: req.key, Error: req.ctx.Err()}, req.ctx.Err()
+		}
+	}
+	res := <-req.out
+	return res, res.Error
+}
+
+// errorFor turns the machine's verdict into what the caller gets.
+func errorFor(key shard.Key, kind fsm.Trigger, code fsm.Code, cause error) error {
+	switch code {
+	case fsm.OK:
+		return nil
+	case fsm.ErrExists:
+		return fmt.Errorf("%s: %w", key, ErrShardExists)
+	case fsm.ErrUnknown:
+		return fmt.Errorf("%s: %w", key, ErrShardUnknown)
+	case fsm.ErrInUse:
+		return fmt.Errorf("%s: %w: accessors are open", key, ErrShardInUse)
+	case fsm.ErrNotErrored:
+		return fmt.Errorf("%s: %w", key, ErrNotErrored)
+	case fsm.ErrNoCopy:
+		return fmt.Errorf("%s: %w", key, mount.ErrTransientNotFound)
+	case fsm.ErrReadOnly:
+		if cause == nil {
+			return fmt.Errorf("%s: %w", key, ErrReadOnly)
+		}
+		return fmt.Errorf("%s: %w: %w", key, ErrReadOnly, cause)
+	case fsm.ErrBusy:
+		return fmt.Errorf("%s: %w", key, ErrShardInUse)
+	}
+	if cause == nil {
+		cause = errors.New("cause unknown")
+	}
+	if !errors.Is(cause, ErrShardInitializationFailed) {
+		cause = fmt.Errorf("%w: %w", ErrShardInitializationFailed, cause)
+	}
+	if code == fsm.ErrErrored {
+		return fmt.Errorf("%s: shard is in errored state: %w", key, cause)
+	}
+	return fmt.Errorf("%s: failed to %s shard: %w", key, kind, cause)
+}

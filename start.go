@@ -1,0 +1,103 @@
+package dagstore
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/mount"
+	"github.com/dagstore/dagstore/projection"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// sweepAtStart removes what a crash or a removal that was cut short left behind:
+// copies and indices of lives that are over, and temporary files. It learns which
+// shards have a copy.
+func (d *DAGStore) sweepAtStart() error {
+	d.schemes = make(map[string]bool)
+	for _, s := range d.mounts.Schemes() {
+		d.schemes[s] = true
+	}
+	snap := d.cat.Snapshot()
+	names, err := mount.ListCopies(d.cfg.fs, d.cfg.TransientsDir)
+	if err != nil {
+		return fmt.Errorf("dagstore: local copies: %w", err)
+	}
+	alive := d.copiesOf(snap, names)
+	removed, err := mount.SweepCopies(d.cfg.fs, d.cfg.TransientsDir, func(name string) bool { return alive[name] })
+	if err != nil {
+		// What stays is swept next time; nothing reads it.
+		d.log.Warn("start: some files could not be removed", "err", err)
+	}
+	var gens []uint64
+	n, err := d.indices.sweep(func(gen uint64) bool {
+		if gens == nil {
+			gens = generations(snap)
+		}
+		_, ok := slices.BinarySearch(gens, gen)
+		return ok
+	})
+	if err != nil {
+		d.log.Warn("start: some indices could not be removed", "err", err)
+	}
+	if n+len(removed) > 0 {
+		d.log.Info("start: removed what was left behind", "copies", len(removed), "indices", n)
+	}
+	return nil
+}
+
+// copiesOf finds the shards whose copies the names are.
+func (d *DAGStore) copiesOf(snap *projection.Snapshot, names []string) map[string]bool {
+	alive := make(map[string]bool)
+	byGen := make(map[uint64]string, len(names))
+	for _, name := range names {
+		if gen, ok := mount.CopyGeneration(name); ok {
+			byGen[gen] = name
+		}
+	}
+	if len(byGen) == 0 {
+		return alive
+	}
+	snap.All(func(r *projection.Record) bool {
+		if name, ok := byGen[r.Gen()]; ok && name == mount.CopyName(r.Gen(), r.Key().String()) {
+			alive[name] = true
+			d.loop.copies[r.Key()] = r.Gen()
+		}
+		return true
+	})
+	return alive
+}
+
+func generations(snap *projection.Snapshot) []uint64 {
+	gens := make([]uint64, 0, snap.Len())
+	snap.All(func(r *projection.Record) bool { gens = append(gens, r.Gen()); return true })
+	slices.Sort(gens)
+	return gens
+}
+
+// resume takes up what a stop or crash interrupted: initialisations of shards that
+// are not lazy, recoveries, and errored shards if the policy says so.
+func (d *DAGStore) resume() {
+	d.cat.Snapshot().All(func(r *projection.Record) bool {
+		st := r.Life()
+		if st == shard.Registered && !r.Lazy() || st == shard.Recovering || st == shard.Errored && d.cfg.RecoverOnStart == RecoverNow {
+			d.loop.complete(input{ctl: func() { d.loop.resume(r) }})
+		}
+		return true
+	})
+}
+
+func (e *eventLoop) resume(rec *projection.Record) {
+	if e.closing {
+		return
+	}
+	lv := e.d.mu.hot[rec.Key()]
+	if lv == nil {
+		if now := e.d.cat.Get(rec.Key()); now == nil || now.Gen() != rec.Gen() {
+			return
+		}
+		lv = e.reviveLive(rec)
+	}
+	e.feed(&input{lv: lv, trig: fsm.Resume})
+	e.drain()
+}
