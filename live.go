@@ -78,14 +78,8 @@ func (e *eventLoop) addLive(lv *live) *live {
 func (e *eventLoop) reviveLive(rec *projection.Record) *live {
 	st := rec.State()
 	lv := &live{key: rec.Key(), url: st.URL, transient: st.Transient, seq: rec.Seq()}
+	lv.s = *restingShard(rec)
 	s := &lv.s
-	s.Gen, s.Life, s.Lazy = rec.Gen(), st.Life, st.Lazy
-	if st.Life == shard.Available {
-		s.Index, s.Info = fsm.Indexed, st.Index
-	}
-	if st.Reason != "" {
-		s.Cause = recordedError(st.Reason)
-	}
 	s.Healing = st.Life == shard.Errored && e.d.cfg.RecoverOnStart == RecoverOnAcquire && rec.Seq() <= e.startSeq
 	e.addLive(lv)
 	if r, ok := e.mounts[s.Gen]; ok {
