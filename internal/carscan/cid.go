@@ -39,6 +39,9 @@ func uvarint(b []byte) (v uint64, n int) {
 			return v, i + 1
 		}
 	}
+	if len(b) >= maxVarint {
+		return 0, -1
+	}
 	return 0, 0
 }
 
