@@ -117,6 +117,8 @@ func TestHTTPHostile(t *testing.T) {
 		}, want: mount.ErrSizeMismatch},
 		"too big, told":       {h: part("bytes 0-0/100000", etag, other[:1])},
 		"huge, told":          {h: part("bytes 0-0/9223372036854775807", etag, other[:1])},
+		"longer than told":    {h: afterProbe(content, part("bytes 0-999/1000", etag, append(bytes.Clone(other), "xxxxxxx"...)))},
+		"grows":               {h: afterProbe(content, part("bytes 0-1000/1001", etag, append(bytes.Clone(other), 'x'))), want: mount.ErrSourceChanged},
 		"short part":          {h: afterProbe(content, raw("HTTP/1.1 206 Partial Content\r\nETag: \"1000\"\r\nContent-Range: bytes 0-999/1000\r\nContent-Length: 1000\r\n\r\n"))},
 		"short part, close":   {h: afterProbe(content, raw("HTTP/1.1 206 Partial Content\r\nETag: \"1000\"\r\nContent-Range: bytes 0-999/1000\r\nConnection: close\r\n\r\n")), want: io.ErrUnexpectedEOF},
 		"ETag changes":        {h: afterProbe(content, part("bytes 0-999/1000", `"2"`, other)), want: mount.ErrSourceChanged},
@@ -449,6 +451,12 @@ func TestHTTPKeepsSecrets(t *testing.T) {
 	o = &mount.HTTPOptions{Retries: -1, Header: http.Header{"X": {secret + "\n"}}}
 	_, err = get(t.Context(), &mount.HTTPMount{URL: dead.URL, Options: o})
 	check("header", err)
+
+	o = &mount.HTTPOptions{Retries: -1, Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
+		return nil, fmt.Errorf("sign: %w", &url.Error{Op: "Get", URL: r.URL.String(), Err: io.ErrUnexpectedEOF})
+	})}
+	_, err = get(t.Context(), &mount.HTTPMount{URL: "http://h" + query, Options: o})
+	check("transport", err)
 
 	reg := registry(t, map[string]mount.Mount{"https": &mount.HTTPMount{Options: &mount.HTTPOptions{Header: http.Header{"Authorization": {secret}}}}})
 	u, err := reg.Represent(&mount.HTTPMount{URL: "https://h/a?b=1&X-Amz-Signature=s3cret&c=%20&x-amz-CREDENTIAL=s3cret&tok%65n=s3cret&d#s3cret"})

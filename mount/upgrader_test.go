@@ -573,6 +573,58 @@ func TestUpgraderLateFetch(t *testing.T) {
 	})
 }
 
+// TestUpgraderLateCheck: so too if the discard comes when the source has been read and
+// the copy is being judged: no look at the context stands between that and its name.
+func TestUpgraderLateCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		content := mounttest.Content(1000)
+		late := make(chan struct{})
+		sim := fsio.NewSim(1)
+		u := newUpgrader(t, sim, &source{content: content}, func(o *mount.UpgradeOptions) {
+			o.Check = func(context.Context, io.ReaderAt, int64) error { <-late; return nil }
+		})
+		got := make(chan error, 1)
+		go func() { got <- u.Ensure(t.Context()) }()
+		synctest.Wait()
+		if err := u.Discard(); err != nil {
+			t.Fatal(err)
+		}
+		close(late)
+		if err := <-got; !errors.Is(err, mount.ErrDiscarded) || u.Present() || len(names(t, sim)) != 0 {
+			t.Errorf("got %v, left behind %v", err, names(t, sim))
+		}
+		wantCopy(t, u, content)
+	})
+}
+
+// TestUpgraderAppears: a copy that was completed after a caller had looked for it and
+// before it joined is not fetched again. Proves R3.
+func TestUpgraderAppears(t *testing.T) {
+	content := mounttest.Content(1000)
+	sim, src := fsio.NewSim(1), &source{content: content}
+	looks := 0
+	sim.OnOp(func(op fsio.Op) error {
+		if op.Kind != fsio.OpLstat {
+			return nil
+		}
+		if looks++; looks == 2 {
+			sim.MkdirAll(copyDir, 0o700)
+			f, err := sim.OpenFile(filepath.Join(copyDir, completeName), os.O_CREATE|os.O_WRONLY, 0o600)
+			if err != nil {
+				t.Error(err)
+				return nil
+			}
+			f.Write(content)
+			f.Close()
+		}
+		return nil
+	})
+	wantCopy(t, newUpgrader(t, sim, src, nil), content)
+	if n := src.fetches.Load(); n != 0 {
+		t.Errorf("%d fetches, want 0", n)
+	}
+}
+
 // TestUpgraderThrottle: sources that are ready are throttled, those that are not do
 // not take a place away while they get ready. Proves F22 (fetches), R14.
 func TestUpgraderThrottle(t *testing.T) {

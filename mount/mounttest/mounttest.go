@@ -249,6 +249,20 @@ func testSeek(t *testing.T, s *suite) {
 			t.Fatalf("seek back: %v", err)
 		}
 	}
+	// In the middle of reading, forwards and back.
+	for _, to := range []int64{size / 2, size / 4, size / 4 * 3, size / 3} {
+		io.CopyN(io.Discard, r, size/8)
+		if _, err := r.Seek(to, io.SeekStart); err != nil {
+			t.Fatalf("Seek(%d): %v", to, err)
+		}
+		p := make([]byte, size/8)
+		if _, err := io.ReadFull(r, p); err != nil || !bytes.Equal(p, s.content[to:to+size/8]) {
+			t.Fatalf("after reading on and Seek(%d): %v, or other bytes", to, err)
+		}
+	}
+	if _, err := r.Seek(size/3, io.SeekStart); err != nil {
+		t.Fatalf("Seek(%d): %v", size/3, err)
+	}
 	for _, bad := range []struct {
 		off    int64
 		whence int
