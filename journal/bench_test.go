@@ -31,11 +31,22 @@ func renumber(events []shard.Event, first uint64) {
 	}
 }
 
-// BenchmarkAppend reports durable events per second, one fsync per batch.
+// BenchmarkAppend reports durable events per second, one fsync per batch. The last
+// one shows what writing zeros ahead is good for.
 func BenchmarkAppend(b *testing.B) {
-	for _, n := range []int{1, 64, 1000} {
-		b.Run(fmt.Sprintf("batch=%d", n), func(b *testing.B) {
-			j, err := journal.OpenFile(fsio.OS(), filepath.Join(b.TempDir(), "journal"), journal.FileOptions{})
+	for _, c := range []struct {
+		name string
+		n    int
+		opts journal.FileOptions
+	}{
+		{"batch=1", 1, journal.FileOptions{}},
+		{"batch=64", 64, journal.FileOptions{}},
+		{"batch=1000", 1000, journal.FileOptions{}},
+		{"batch=1/growing", 1, journal.FileOptions{Preallocate: -1}},
+	} {
+		b.Run(c.name, func(b *testing.B) {
+			n := c.n
+			j, err := journal.OpenFile(fsio.OS(), filepath.Join(b.TempDir(), "journal"), c.opts)
 			if err != nil {
 				b.Fatal(err)
 			}

@@ -90,5 +90,9 @@ type DamageError struct {
 }
 
 func (e *DamageError) Error() string {
-	return fmt.Sprintf("journal: damage in %s at offset %d: %s; restore this file from a backup or a replica", e.File, e.Offset, e.What)
+	where := e.File
+	if e.Offset >= 0 {
+		where = fmt.Sprintf("%s at offset %d", e.File, e.Offset)
+	}
+	return fmt.Sprintf("journal: damage in %s: %s; restore it from a backup or a replica", where, e.What)
 }

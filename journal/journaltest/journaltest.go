@@ -324,7 +324,7 @@ func testConcurrent(t *testing.T, s Subject) {
 			}
 		})
 	}
-	for i := range 60 {
+	for i := range 30 {
 		m.append(1 + i%7)
 	}
 	close(stop)
@@ -360,7 +360,7 @@ func testClose(t *testing.T, s Subject) {
 
 func testReopen(t *testing.T, s Subject) {
 	m := newMirror(t, open(t, s))
-	for i := range 5 {
+	for i := range 3 {
 		m.append(1, i+1, 40)
 		if err := m.j.Close(); err != nil {
 			t.Fatal(err)
