@@ -7,14 +7,11 @@ import (
 
 	ds "github.com/ipfs/go-datastore"
 	dssync "github.com/ipfs/go-datastore/sync"
-	"go.uber.org/goleak"
 
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/journal/journaltest"
 )
-
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 // Proves G1, G2, G4, G5 for the journal in memory.
 func TestMemory(t *testing.T) {
