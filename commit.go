@@ -11,82 +11,114 @@ import (
 
 // commit is a batch of events and what is to be done when it is durable.
 type commit struct {
-	events []shard.Event
-	steps  []pendingStep
-	pos    journal.Position
-	err    error
+	events  []shard.Event
+	steps   []pendingStep
+	replies []answer
+	effects []fsm.Effect
+	traces  []fsm.Traced
+	bytes   int // about what the events take in the journal
+	pos     journal.Position
+	err     error
 }
 
-// pendingStep is what one step wants once its event is durable.
+// pendingStep is what one step wants once its event is durable: parts of the
+// commit's slices.
 type pendingStep struct {
-	lv      *live
-	event   int // index in commit.events
-	effects []fsm.Effect
-	replies []answer
-	traces  []fsm.Traced
+	lv                       *live
+	event                    int
+	replies, effects, traces span
 }
+
+type span struct{ from, to int }
 
 type answer struct {
 	req *request
 	fsm.Reply
 }
 
-// record puts the step's event, and all that depends on it, into the outbox.
-func (e *eventLoop) record(lv *live, req *request) {
-	out := &e.out
-	if e.outbox == nil {
-		e.outbox = &commit{}
+func (c *commit) full() bool { return len(c.events) >= maxBatchEvents || c.bytes >= maxBatchBytes }
+
+// lastCommit returns the batch that is being collected.
+func (e *eventLoop) lastCommit() *commit {
+	if n := len(e.outbox); n > 0 && !e.outbox[n-1].full() {
+		return e.outbox[n-1]
 	}
-	c := e.outbox
+	c := e.spare
+	if e.spare = nil; c == nil {
+		c = &commit{}
+	}
+	e.outbox = append(e.outbox, c)
+	return c
+}
+
+// recycle keeps a batch's memory for another.
+func (e *eventLoop) recycle(c *commit) {
+	clear(c.events)
+	clear(c.steps)
+	clear(c.replies)
+	clear(c.effects)
+	clear(c.traces)
+	*c = commit{events: c.events[:0], steps: c.steps[:0], replies: c.replies[:0], effects: c.effects[:0], traces: c.traces[:0]}
+	e.spare = c
+}
+
+// record puts the step's event, and all that depends on it, into the outbox. before
+// is the shard as it was.
+func (e *eventLoop) record(lv *live, req *request, before *fsm.Shard) {
+	out := &e.out
+	c := e.lastCommit()
 	p := pendingStep{lv: lv, event: len(c.events)}
 	for _, ev := range out.Events {
 		c.events = append(c.events, lv.event(ev, e.now))
+		c.bytes += 64 + len(lv.key.String()) + len(lv.url) + len(lv.transient)
 	}
-	p.effects = append(p.effects, out.Effects...)
-	p.traces = append(p.traces, out.Traces...)
 	answered := req == nil
+	p.replies.from = len(c.replies)
 	for _, r := range out.Replies {
 		a := answer{Reply: r, req: e.parked[r.Ticket]}
 		if req != nil && r.Ticket == req.ticket {
 			answered, a.req = true, req
 		}
 		if a.req != nil {
-			p.replies = append(p.replies, a)
+			c.replies = append(c.replies, a)
 		}
 	}
-	for i := range p.effects {
-		if req != nil && p.effects[i].Ticket == req.ticket {
+	p.replies.to = len(c.replies)
+	p.effects.from = len(c.effects)
+	c.effects = append(c.effects, out.Effects...)
+	p.effects.to = len(c.effects)
+	for i := range out.Effects {
+		if req != nil && out.Effects[i].Ticket == req.ticket {
 			answered = true
 			e.parked[req.ticket] = req // answered by the sweep
 		}
 	}
+	p.traces.from = len(c.traces)
+	c.traces = append(c.traces, out.Traces...)
+	p.traces.to = len(c.traces)
 	if !answered {
 		e.park(req)
 	}
 	if lv.reg != nil {
 		lv.reg.begun = true
 	}
+	if before.Gen != 0 {
+		b := *before
+		lv.before = &b
+	}
 	lv.busy = true
 	c.steps = append(c.steps, p)
 }
 
-// send gives the outbox to the journal if it is idle.
+// send gives the journal its next batch if it is idle.
 func (e *eventLoop) send() {
-	if e.flying != nil || e.outbox == nil {
+	if e.flying != nil || len(e.outbox) == 0 {
 		return
 	}
-	c := e.outbox
-	e.outbox = nil
-	if len(c.steps) > maxBatchEvents {
-		rest := &commit{}
-		cut := c.steps[maxBatchEvents].event
-		rest.events = append(rest.events, c.events[cut:]...)
-		rest.steps = append(rest.steps, c.steps[maxBatchEvents:]...)
-		for i := range rest.steps {
-			rest.steps[i].event -= cut
-		}
-		c.events, c.steps = c.events[:cut], c.steps[:maxBatchEvents]
-		e.outbox = rest
+	c := e.outbox[0]
+	e.outbox[0] = nil
+	if e.outbox = e.outbox[1:]; len(e.outbox) == 0 {
+		e.outbox = nil
 	}
 	for i := range c.events {
 		ev := &c.events[i]
@@ -129,24 +161,25 @@ func (e *eventLoop) committed(c *commit) {
 		p := &c.steps[i]
 		ev := &c.events[p.event]
 		lv := p.lv
-		lv.busy = false
+		lv.busy, lv.before = false, nil
 		lv.s.Gen, lv.seq = ev.Gen, ev.Seq
 		if ev.Kind == shard.EventRegistered {
 			e.nowDurable(lv)
 		}
 		e.publish(lv)
-		for j := range p.traces {
-			e.trace(lv, &p.traces[j])
+		for j := p.traces.from; j < p.traces.to; j++ {
+			e.trace(lv, &c.traces[j])
 		}
-		for j := range p.replies {
-			e.answer(p.replies[j].req, &p.replies[j].Reply, lv, ev.Seq)
+		for j := p.replies.from; j < p.replies.to; j++ {
+			e.answer(c.replies[j].req, &c.replies[j].Reply, lv, ev.Seq)
 		}
-		for j := range p.effects {
-			e.effect(lv, &p.effects[j], ev.Seq)
+		for j := p.effects.from; j < p.effects.to; j++ {
+			e.effect(lv, &c.effects[j], ev.Seq)
 		}
 		e.resumeDeferred(lv)
 		e.rest(lv)
 	}
+	e.recycle(c)
 	e.next()
 }
 
@@ -178,14 +211,12 @@ func (e *eventLoop) commitFailed(c *commit) {
 		e.seq -= uint64(len(c.events))
 	} else {
 		e.failed, e.net.ReadOnly = c.err, true
-		if e.outbox != nil {
-			failed = append(failed, e.outbox)
-			e.outbox = nil
-		}
+		failed = append(failed, e.outbox...)
+		e.outbox = nil
 	}
 	for _, c := range failed {
 		for i := range c.steps {
-			e.undo(&c.steps[i], c.events[c.steps[i].event].Kind)
+			e.undo(c, &c.steps[i])
 		}
 	}
 	if e.net.ReadOnly {
@@ -198,19 +229,23 @@ func (e *eventLoop) commitFailed(c *commit) {
 
 // undo takes back a step whose event is not durable and answers everybody who
 // would have been answered by it, or waits for the shard.
-func (e *eventLoop) undo(p *pendingStep, kind shard.Kind) {
+func (e *eventLoop) undo(c *commit, p *pendingStep) {
 	lv := p.lv
 	cause := fmt.Errorf("the change could not be recorded: %w", e.commitCause())
-	for _, a := range p.replies {
+	for _, a := range c.replies[p.replies.from:p.replies.to] {
 		e.answerError(a.req, fmt.Errorf("%s: %w", lv.key, cause))
 	}
-	for i := range p.effects {
-		if req := e.parked[p.effects[i].Ticket]; req != nil {
+	for _, eff := range c.effects[p.effects.from:p.effects.to] {
+		if req := e.parked[eff.Ticket]; req != nil {
 			e.answerError(req, fmt.Errorf("%s: %w", lv.key, cause))
 		}
 	}
+	before := lv.before
+	if lv.before = nil; before == nil {
+		before = &fsm.Shard{}
+	}
 	e.out.Reset()
-	for _, t := range e.net.Revert(&lv.s, &lv.before, &e.out) {
+	for _, t := range e.net.Revert(&lv.s, before, &e.out) {
 		if req := e.parked[t]; req != nil {
 			e.answerError(req, fmt.Errorf("%s: %w", lv.key, cause))
 		}
@@ -219,9 +254,7 @@ func (e *eventLoop) undo(p *pendingStep, kind shard.Kind) {
 		e.internal = append(e.internal, input{lv: s.Owner.(*live), trig: fsm.Auto})
 	}
 	lv.busy = false
-	if kind == shard.EventRegistered {
-		e.nowDurable(lv)
-	}
+	e.nowDurable(lv)
 	e.publish(lv)
 	e.resumeDeferred(lv)
 	e.rest(lv)

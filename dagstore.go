@@ -203,7 +203,7 @@ type DAGStore struct {
 	mu struct {
 		sync.RWMutex
 		hot         map[shard.Key]*live         // shards with volatile state
-		registering map[shard.Key]chan struct{} // registrations that are not yet durable
+		registering map[shard.Key]*registration // not yet durable
 	}
 	// schemes are those that the registry knew at Start.
 	schemes map[string]bool
@@ -235,7 +235,7 @@ func NewDAGStore(cfg Config) (*DAGStore, error) {
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.mu.hot = make(map[shard.Key]*live)
-	d.mu.registering = make(map[shard.Key]chan struct{})
+	d.mu.registering = make(map[shard.Key]*registration)
 	d.top.init(d, cfg.TopLevelIndex)
 	d.TopLevelIndex = d.top.index
 	d.courier = newCourier()

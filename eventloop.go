@@ -15,8 +15,10 @@ const (
 	turnInputs = 512
 	// maxExternal bounds the external queue; callers wait for room.
 	maxExternal = 1 << 16
-	// maxBatchEvents bounds one batch of the journal.
+	// maxBatchEvents and maxBatchBytes bound one batch of the journal, but for a
+	// last event that may be larger.
 	maxBatchEvents = 4096
+	maxBatchBytes  = 8 << 20
 	// maxRevivals bounds how many mounts are made from their URLs at once.
 	maxRevivals = 16
 )
@@ -57,9 +59,11 @@ type eventLoop struct {
 	revive  pool
 	slow    pool
 
-	seq      uint64 // of the last event given to the journal
-	startSeq uint64 // ... when the store started
-	outbox   *commit
+	seq      uint64    // of the last event given to the journal
+	startSeq uint64    // ... when the store started
+	outbox   []*commit // waiting for the journal, in order
+	spare    *commit
+	prior    fsm.Shard // the stepped shard before the step
 	flying   *commit
 	failed   error // why the journal is read-only
 	closing  bool
@@ -334,7 +338,7 @@ func (e *eventLoop) step(lv *live, req *request) {
 	out.Reset()
 	warm := lv.s.Life == shard.Available && (e.in.Trigger == fsm.Acquire || e.in.Trigger == fsm.Release)
 	if !warm {
-		lv.before = lv.s
+		e.prior = lv.s
 	}
 	if !e.net.Step(&lv.s, &e.in, out) {
 		panic(fmt.Sprintf("dagstore: no row of the machine takes %s in %+v", e.in.Trigger, lv.s))
@@ -343,7 +347,7 @@ func (e *eventLoop) step(lv *live, req *request) {
 		e.internal = append(e.internal, input{lv: s.Owner.(*live), trig: fsm.Auto})
 	}
 	if len(out.Events) > 0 {
-		e.record(lv, req)
+		e.record(lv, req, &e.prior)
 		return
 	}
 	e.publish(lv)
@@ -395,18 +399,15 @@ func (e *eventLoop) refuse(in *input) {
 }
 
 func (e *eventLoop) refuseAll() {
-	if e.outbox != nil {
-		for _, p := range e.outbox.steps {
-			for _, a := range p.replies {
-				e.answerError(a.req, ErrClosed)
-			}
-			if p.lv.reg != nil {
-				e.d.registered(p.lv.key, p.lv.reg)
-				p.lv.reg = nil
-			}
+	for _, c := range e.outbox {
+		for _, a := range c.replies {
+			e.answerError(a.req, ErrClosed)
 		}
-		e.outbox = nil
+		for _, p := range c.steps {
+			e.endRegistration(p.lv)
+		}
 	}
+	e.outbox = nil
 	for _, req := range e.parked {
 		e.answerError(req, ErrClosed)
 	}

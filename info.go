@@ -123,24 +123,23 @@ func (d *DAGStore) GetShardInfo(k shard.Key) (ShardInfo, error) {
 	if err := d.check(); err != nil {
 		return ShardInfo{}, err
 	}
-	for {
+	d.mu.RLock()
+	lv, pending := d.mu.hot[k], d.mu.registering[k]
+	d.mu.RUnlock()
+	if pending != nil {
+		d.awaitRegistration(k)
 		d.mu.RLock()
-		pending := d.mu.registering[k]
-		lv := d.mu.hot[k]
+		lv = d.mu.hot[k]
 		d.mu.RUnlock()
-		if pending != nil {
-			<-pending
-			continue
-		}
-		if lv != nil && lv.pub.life.Load() != uint32(shard.None) {
-			return lv.info(), nil
-		}
-		rec := d.cat.Get(k)
-		if rec == nil {
-			return ShardInfo{}, fmt.Errorf("%s: %w", k, ErrShardUnknown)
-		}
-		return d.recordInfo(rec), nil
 	}
+	if lv != nil && lv.pub.life.Load() != uint32(shard.None) {
+		return lv.info(), nil
+	}
+	rec := d.cat.Get(k)
+	if rec == nil {
+		return ShardInfo{}, fmt.Errorf("%s: %w", k, ErrShardUnknown)
+	}
+	return d.recordInfo(rec), nil
 }
 
 // AllShardsInfo returns the state of all shards. With many, ListShards is kinder.

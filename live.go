@@ -21,8 +21,8 @@ type live struct {
 	url       string
 	transient string
 	s         fsm.Shard
-	before    fsm.Shard // s before the event that is on its way
-	seq       uint64    // of the newest durable event
+	before    *fsm.Shard // s before the event that is on its way; nil: no life
+	seq       uint64     // of the newest durable event
 	mnt       mount.Mount
 	noMount   error         // why mnt is nil
 	reg       *registration // until the registration is durable or refused
@@ -163,12 +163,18 @@ func (e *eventLoop) nowDurable(lv *live) {
 	if reg == nil {
 		return
 	}
-	lv.reg = nil
 	if lv.s.Gen != 0 && !rebuiltFromURL(reg.mnt) {
 		e.mounts[lv.s.Gen] = retained{reg.mnt, reg.direct}
 	}
 	e.publish(lv)
-	e.d.registered(lv.key, reg)
+	e.endRegistration(lv)
+}
+
+func (e *eventLoop) endRegistration(lv *live) {
+	if reg := lv.reg; reg != nil {
+		lv.reg = nil
+		e.d.registered(lv.key, reg)
+	}
 }
 
 // rebuiltFromURL says that a mount object is no more than its URL, so that keeping

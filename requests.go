@@ -76,7 +76,7 @@ type registration struct {
 	transient string
 	lazy      bool
 	direct    bool
-	durable   chan struct{} // closed when the registration is durable or refused
+	durable   chan struct{} // made by who waits; closed when the registration is durable or refused; guarded by DAGStore.mu
 	begun     bool          // the shard's record is on its way; the loop's
 }
 
@@ -112,7 +112,7 @@ func (d *DAGStore) register(req *request, mnt mount.Mount, opts RegisterOpts) er
 	}
 	reg := &registration{
 		mnt: mnt, url: u.String(), transient: opts.ExistingTransient, lazy: opts.LazyInitialization,
-		direct: !mount.NeedsCopy(info), durable: make(chan struct{}),
+		direct: !mount.NeedsCopy(info),
 	}
 	req.reg = reg
 
@@ -122,7 +122,7 @@ func (d *DAGStore) register(req *request, mnt mount.Mount, opts RegisterOpts) er
 		d.mu.Unlock()
 		return fmt.Errorf("%s: %w", key, ErrShardExists)
 	}
-	d.mu.registering[key] = reg.durable
+	d.mu.registering[key] = reg
 	d.mu.Unlock()
 
 	if err := d.loop.submit(req); err != nil {
@@ -135,11 +135,31 @@ func (d *DAGStore) register(req *request, mnt mount.Mount, opts RegisterOpts) er
 // registered ends a registration's being in flight: the catalogue tells from now on.
 func (d *DAGStore) registered(key shard.Key, reg *registration) {
 	d.mu.Lock()
-	if d.mu.registering[key] == reg.durable {
+	if d.mu.registering[key] == reg {
 		delete(d.mu.registering, key)
 	}
+	if reg.durable != nil {
+		close(reg.durable)
+	}
 	d.mu.Unlock()
-	close(reg.durable)
+}
+
+// awaitRegistration waits until key is not being registered.
+func (d *DAGStore) awaitRegistration(key shard.Key) {
+	for {
+		d.mu.Lock()
+		reg := d.mu.registering[key]
+		if reg == nil {
+			d.mu.Unlock()
+			return
+		}
+		if reg.durable == nil {
+			reg.durable = make(chan struct{})
+		}
+		durable := reg.durable
+		d.mu.Unlock()
+		<-durable
+	}
 }
 
 // existsLocked says whether key has a durable life. Needs mu.
