@@ -227,8 +227,18 @@ var (
 	_ func() *index.MemIndexRepo               = index.NewMemoryRepo
 	_ index.FullIndexRepo                      = (*index.FSIndexRepo)(nil)
 	_ index.FullIndexRepo                      = (*index.MemIndexRepo)(nil)
-	_ index.Inverted                           = index.NewInverted(ds.Batching(nil)) // of a type that clients cannot name
+	_ index.Inverted                           = newInverted(nil)
 )
+
+// newInverted assigns what NewInverted returns without naming its type, which the
+// predecessor's clients could not.
+func newInverted(d ds.Batching) index.Inverted {
+	if d == nil {
+		return nil
+	}
+	topIndex := index.NewInverted(d)
+	return topIndex
+}
 
 // Package mount.
 type (
