@@ -350,7 +350,11 @@ func (e *eventLoop) step(lv *live, req *request) {
 		e.record(lv, req, &e.prior)
 		return
 	}
-	e.publish(lv)
+	if warm {
+		e.publishRefs(lv)
+	} else {
+		e.publish(lv)
+	}
 	for i := range out.Traces {
 		e.trace(lv, &out.Traces[i])
 	}

@@ -51,7 +51,8 @@ func (d *DAGStore) Explain(key shard.Key) (Explanation, error) {
 		return Explanation{}, fmt.Errorf("%s: %w", key, ErrShardUnknown)
 	}
 	// At rest: the machine as it would be if something came up.
-	s := restingShard(rec)
+	s := &fsm.Shard{}
+	restingShard(rec, s)
 	_, direct, err := d.instantiate(rec.URL())
 	switch {
 	case err != nil:
@@ -82,16 +83,15 @@ func (e *eventLoop) explain(key shard.Key, x *Explanation) bool {
 	return true
 }
 
-// restingShard makes the machine's state from a record.
-func restingShard(rec *projection.Record) *fsm.Shard {
-	s := &fsm.Shard{Gen: rec.Gen(), Life: rec.Life(), Lazy: rec.Lazy()}
+// restingShard sets the machine's state of a shard to what its record says.
+func restingShard(rec *projection.Record, s *fsm.Shard) {
+	s.Gen, s.Life, s.Lazy = rec.Gen(), rec.Life(), rec.Lazy()
 	if s.Life == shard.Available {
 		s.Index, s.Info = fsm.Indexed, rec.Index()
 	}
 	if reason := rec.Reason(); reason != "" {
 		s.Cause = recordedError(reason)
 	}
-	return s
 }
 
 // String renders the explanation as a few lines.

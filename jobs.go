@@ -280,15 +280,8 @@ func (j *job) copyReader(ctx context.Context) (mount.Reader, error) {
 
 // sizeOf asks a reader for the length of what it reads.
 func sizeOf(r mount.Reader) (int64, error) {
-	switch r := r.(type) {
-	case interface{ Size() int64 }:
+	if r, ok := r.(interface{ Size() int64 }); ok {
 		return r.Size(), nil
-	case interface{ Stat() (fs.FileInfo, error) }:
-		st, err := r.Stat()
-		if err != nil {
-			return 0, err
-		}
-		return st.Size(), nil
 	}
 	size, err := r.Seek(0, io.SeekEnd)
 	if err == nil {

@@ -78,8 +78,8 @@ func (e *eventLoop) addLive(lv *live) *live {
 func (e *eventLoop) reviveLive(rec *projection.Record) *live {
 	st := rec.State()
 	lv := &live{key: rec.Key(), url: st.URL, transient: st.Transient, seq: rec.Seq()}
-	lv.s = *restingShard(rec)
 	s := &lv.s
+	restingShard(rec, s)
 	s.Healing = st.Life == shard.Errored && e.d.cfg.RecoverOnStart == RecoverOnAcquire && rec.Seq() <= e.startSeq
 	e.addLive(lv)
 	if r, ok := e.mounts[s.Gen]; ok {
@@ -186,6 +186,18 @@ func rebuiltFromURL(m mount.Mount) bool {
 
 // publish shows the volatile state to readers outside the loop.
 func (e *eventLoop) publish(lv *live) {
+	e.publishRefs(lv)
+	s := &lv.s
+	if s.Cause != nil {
+		cause := s.Cause
+		lv.pub.cause.Store(&cause)
+	} else if lv.pub.cause.Load() != nil {
+		lv.pub.cause.Store(nil)
+	}
+}
+
+// publishRefs is publish for a step that cannot have changed the cause.
+func (e *eventLoop) publishRefs(lv *live) {
 	s := &lv.s
 	refs := s.Refs
 	if refs == 0 && s.Life == shard.Available && s.Acquires() > 0 {
@@ -196,14 +208,6 @@ func (e *eventLoop) publish(lv *live) {
 	}
 	if lv.pub.life.Load() != uint32(s.Life) {
 		lv.pub.life.Store(uint32(s.Life))
-	}
-	if old := lv.pub.cause.Load(); s.Cause == nil {
-		if old != nil {
-			lv.pub.cause.Store(nil)
-		}
-	} else if e.in.Trigger != fsm.Acquire && e.in.Trigger != fsm.Release || old == nil {
-		cause := s.Cause
-		lv.pub.cause.Store(&cause)
 	}
 }
 

@@ -69,6 +69,7 @@ type world struct {
 	cfg     *config
 	// broken says which rule of the game was broken on the way here, if any.
 	broken string
+	depth  int // of steps that woke each other
 }
 
 func newWorld(m *machine, cfg *config) *world {
@@ -411,6 +412,11 @@ func (w *world) request(m move) {
 
 // step steps one shard, and then those that are to be woken.
 func (w *world) step(i int, in Input, seen func(int, *Input, *Out)) {
+	if w.depth++; w.depth > 20 {
+		w.blame("steps wake each other without end")
+		return
+	}
+	defer func() { w.depth-- }()
 	var out Out
 	if !w.net.Step(&w.shards[i], &in, &out) {
 		w.blame("no row of " + in.Trigger.String() + " fired")
