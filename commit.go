@@ -3,6 +3,8 @@ package dagstore
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/journal"
@@ -220,7 +222,8 @@ func (e *eventLoop) commitFailed(c *commit) {
 		}
 	}
 	if e.net.ReadOnly {
-		for _, lv := range e.d.mu.hot {
+		for _, key := range slices.SortedFunc(maps.Keys(e.d.mu.hot), shard.Key.Compare) {
+			lv := e.d.mu.hot[key]
 			e.internal = append(e.internal, input{lv: lv, trig: fsm.Freeze})
 		}
 	}

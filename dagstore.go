@@ -128,6 +128,8 @@ type Config struct {
 	Logger *slog.Logger
 
 	fs fsio.FS // the operating system's if nil
+	// drive takes the event loop over in place of a goroutine, for the simulator.
+	drive func(*eventLoop)
 }
 
 const (

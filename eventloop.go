@@ -119,6 +119,10 @@ func newEventLoop(d *DAGStore) *eventLoop {
 
 func (e *eventLoop) start() {
 	e.now = e.clock()
+	if drive := e.d.cfg.drive; drive != nil {
+		drive(e)
+		return
+	}
 	go func() {
 		defer close(e.done)
 		for e.turn() || e.sleep() {

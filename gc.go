@@ -2,6 +2,7 @@ package dagstore
 
 import (
 	"context"
+	"slices"
 
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/projection"
@@ -82,6 +83,7 @@ func (e *eventLoop) planGC(busy map[shard.Key]bool) ([]shard.Key, map[shard.Key]
 	for k := range e.copies {
 		copies = append(copies, k)
 	}
+	slices.SortFunc(copies, shard.Key.Compare) // the same run twice does the same twice
 	for k, lv := range e.d.mu.hot {
 		if s := &lv.s; s.Refs > 0 || s.Acquires() > 0 || s.Life != shard.Available && s.Life != shard.Errored {
 			busy[k] = true

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/ipfs/go-cid"
@@ -48,6 +49,9 @@ func (k Key) Validate() error {
 	}
 	return nil
 }
+
+// Compare orders keys by their spelling.
+func (k Key) Compare(o Key) int { return strings.Compare(k.str, o.str) }
 
 // MarshalJSON encodes the key as a JSON string.
 func (k Key) MarshalJSON() ([]byte, error) { return json.Marshal(k.str) }
