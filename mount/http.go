@@ -39,8 +39,9 @@ type HTTPMount struct {
 	URL string
 	// Size is the length that the resource must have, if known; else 0.
 	Size int64
-	// Options is environment and comes from the template; nil is the default. All
-	// mounts made from one template share it, and with it its connections.
+	// Options is environment and comes from the template. All mounts made from one
+	// template share it, and with it its connections; mounts without options share
+	// DefaultHTTPOptions.
 	Options *HTTPOptions
 }
 
@@ -106,6 +107,10 @@ var DefaultSecretQuery = []string{
 }
 
 var defaultHTTPOptions = new(HTTPOptions)
+
+// DefaultHTTPOptions returns the options of mounts that have none, one for the whole
+// process. They must not be changed.
+func DefaultHTTPOptions() *HTTPOptions { return defaultHTTPOptions }
 
 var _ Mount = (*HTTPMount)(nil)
 

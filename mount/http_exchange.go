@@ -391,14 +391,14 @@ func (m *HTTPMount) judge(resp *http.Response, body *httpBody, r byteRange, p pi
 func (m *HTTPMount) judgeStatus(a *answer, resp *http.Response, r byteRange) error {
 	switch resp.StatusCode {
 	case http.StatusOK, http.StatusPartialContent:
-		if enc := resp.Header.Get("Content-Encoding"); resp.Uncompressed || enc != "" && !strings.EqualFold(enc, "identity") {
+		if enc := resp.Header.Values("Content-Encoding"); resp.Uncompressed || !identity(enc) {
 			return m.fail(0, finalf("the server applied content coding %.32q although it was asked not to", enc))
 		}
 		if resp.StatusCode == http.StatusOK {
 			a.total = resp.ContentLength
 			return nil
 		}
-		return m.judgeRange(a, resp.Header.Get("Content-Range"), r)
+		return m.judgeRange(a, strings.Join(resp.Header.Values("Content-Range"), ", "), r)
 	case http.StatusRequestedRangeNotSatisfiable:
 		_, _, total, ok := parseContentRange(resp.Header.Get("Content-Range"))
 		if r == wholeBody || ok && total > r.from {
@@ -416,6 +416,12 @@ func (m *HTTPMount) judgeStatus(a *answer, resp *http.Response, r byteRange) err
 	e := m.fail(resp.StatusCode, nil)
 	e.RetryAfter = retryAfter(resp.Header.Get("Retry-After"))
 	return e
+}
+
+// identity tells whether codings, a header that may be given several times, leaves the
+// content as it is.
+func identity(codings []string) bool {
+	return !slices.ContainsFunc(codings, func(c string) bool { return c != "" && !strings.EqualFold(c, "identity") })
 }
 
 // judgeRange holds a 206 to what was asked for.

@@ -87,6 +87,15 @@ func TestHTTPHostile(t *testing.T) {
 			w.Header().Set("Content-Encoding", "gzip")
 			serveRanges(content).ServeHTTP(w, r)
 		}},
+		"gzip second": {h: func(w http.ResponseWriter, r *http.Request) {
+			w.Header()["Content-Encoding"] = []string{"identity", "gzip"}
+			w.Write(other)
+		}},
+		"two ranges": {h: func(w http.ResponseWriter, r *http.Request) {
+			w.Header()["Content-Range"] = []string{"bytes 0-0/1000", "bytes 1-1/1000"}
+			w.WriteHeader(http.StatusPartialContent)
+			w.Write(other[:1])
+		}},
 		"gzip later": {h: afterProbe(content, func(w http.ResponseWriter, r *http.Request) {
 			w.Header().Set("Content-Encoding", "br")
 			part("bytes 0-999/1000", etag, other)(w, r)
@@ -273,6 +282,29 @@ func TestHTTPConditions(t *testing.T) {
 				}
 			}
 		}
+	}
+}
+
+// TestUpgraderOfChangingOrigin: an origin that changes while it is copied, for good or
+// for one request, leaves no copy, and the next fetch copies what is there then. Proves
+// S4, F1, F30 (the source side).
+func TestUpgraderOfChangingOrigin(t *testing.T) {
+	contents := [][]byte{mounttest.Content(300_000), bytes.Repeat([]byte("new"), 100_000)}
+	var requests, version atomic.Int32
+	url, o := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if requests.Add(1) == 3 { // Stat and the probe of Fetch came before
+			version.Store(1)
+		}
+		v := version.Load()
+		w.Header().Set("ETag", fmt.Sprintf(`"%d"`, v))
+		http.ServeContent(w, r, "", time.Time{}, bytes.NewReader(contents[v]))
+	}))
+	u := upgrade(t, &mount.HTTPMount{URL: url, Options: o})
+	if err := u.Ensure(t.Context()); !errors.Is(err, mount.ErrSourceChanged) || u.Present() {
+		t.Fatalf("got %v, present %v", err, u.Present())
+	}
+	if got, err := get(t.Context(), u); err != nil || !bytes.Equal(got, contents[1]) {
+		t.Errorf("the next fetch reads %d bytes, %v", len(got), err)
 	}
 }
 

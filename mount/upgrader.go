@@ -178,10 +178,7 @@ func (u *Upgrader) Ensure(ctx context.Context) error {
 	if u.passthrough {
 		return nil
 	}
-	_, err := ensured(u, ctx, func() (string, error) {
-		path, _, err := u.findCopy()
-		return path, err
-	})
+	_, err := ensured(u, ctx, u.findCopy)
 	return err
 }
 
@@ -204,31 +201,40 @@ func ensured[T any](u *Upgrader, ctx context.Context, get func() (T, error)) (v 
 	return v, fmt.Errorf("local copy vanished as often as it was fetched: %w", err)
 }
 
-// findCopy returns the path of the copy to read: Initial while it exists, else our
-// own. Its error wraps fs.ErrNotExist if there is neither.
-func (u *Upgrader) findCopy() (path string, own bool, err error) {
+// localCopy is a copy that was found.
+type localCopy struct {
+	path string
+	size int64
+	own  bool // not Initial
+}
+
+// findCopy returns the copy to read: Initial while it exists, else our own. Its
+// error wraps fs.ErrNotExist if there is neither.
+func (u *Upgrader) findCopy() (localCopy, error) {
 	u.mu.Lock()
 	initial := u.mu.initial
 	u.mu.Unlock()
-	if initial != "" && u.usableInitial(initial) {
-		return initial, false, nil
+	if initial != "" {
+		if size, ok := u.usableInitial(initial); ok {
+			return localCopy{path: initial, size: size}, nil
+		}
 	}
 	st, err := u.fs.Lstat(u.path)
 	switch {
 	case err != nil:
-		return "", true, err
+		return localCopy{}, err
 	case !st.Mode().IsRegular():
-		return "", true, fmt.Errorf("local copy %q: %w but %s; remove it", u.path, ErrNotRegular, st.Mode().Type())
+		return localCopy{}, fmt.Errorf("local copy %q: %w but %s; remove it", u.path, ErrNotRegular, st.Mode().Type())
 	case u.opts.ExpectSize > 0 && st.Size() != u.opts.ExpectSize:
 		u.log.Warn("local copy has the wrong size and is fetched again", "path", u.path, "size", st.Size(), "want", u.opts.ExpectSize)
-		return "", true, &fs.PathError{Op: "open", Path: u.path, Err: fs.ErrNotExist}
+		return localCopy{}, &fs.PathError{Op: "open", Path: u.path, Err: fs.ErrNotExist}
 	}
-	return u.path, true, nil
+	return localCopy{path: u.path, size: st.Size(), own: true}, nil
 }
 
 // usableInitial tells whether the caller's copy is there: a regular file of the
 // right size, or a symbolic link to one, which is the caller's to make.
-func (u *Upgrader) usableInitial(path string) bool {
+func (u *Upgrader) usableInitial(path string) (size int64, ok bool) {
 	st, err := u.fs.Lstat(path)
 	if err == nil && st.Mode().Type() == fs.ModeSymlink {
 		var f fsio.File
@@ -237,28 +243,31 @@ func (u *Upgrader) usableInitial(path string) bool {
 			f.Close()
 		}
 	}
-	return err == nil && st.Mode().IsRegular() && (u.opts.ExpectSize <= 0 || st.Size() == u.opts.ExpectSize)
+	if err != nil || !st.Mode().IsRegular() {
+		return 0, false
+	}
+	return st.Size(), u.opts.ExpectSize <= 0 || st.Size() == u.opts.ExpectSize
 }
 
 // openCopy opens the copy that findCopy finds.
 func (u *Upgrader) openCopy() (Reader, error) {
-	path, own, err := u.findCopy()
+	c, err := u.findCopy()
 	if err != nil {
 		return nil, err
 	}
-	f, err := u.fs.OpenFile(path, os.O_RDONLY, 0)
+	f, err := u.fs.OpenFile(c.path, os.O_RDONLY, 0)
 	if err != nil {
 		return nil, err
 	}
 	st, err := f.Stat()
 	if err == nil && !st.Mode().IsRegular() {
-		err = fmt.Errorf("open %q: %w but %s", path, ErrNotRegular, st.Mode().Type())
+		err = fmt.Errorf("open %q: %w but %s", c.path, ErrNotRegular, st.Mode().Type())
 	}
 	if err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	r := &copyReader{f: f, size: st.Size()}
-	if m, ok := f.(fsio.Mapper); ok && own {
+	if m, ok := f.(fsio.Mapper); ok && c.own {
 		return &sealedReader{copyReader: r, Mapper: m}, nil
 	}
 	return r, nil
@@ -369,7 +378,7 @@ func (u *Upgrader) fetchCopy(f *flight) (err error) {
 		}
 	}()
 	// The copy may have been completed between a waiter's look and its joining.
-	if _, _, err := u.findCopy(); !errors.Is(err, fs.ErrNotExist) {
+	if _, err := u.findCopy(); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	st, err := u.underlying.Stat(f.ctx)
@@ -533,10 +542,8 @@ func (u *Upgrader) Info() Info {
 // Stat describes the local copy if there is one, else the underlying mount.
 func (u *Upgrader) Stat(ctx context.Context) (Stat, error) {
 	if !u.passthrough {
-		if path, _, err := u.findCopy(); err == nil {
-			if st, err := u.fs.Lstat(path); err == nil && st.Mode().IsRegular() {
-				return Stat{Exists: true, Size: st.Size(), Ready: true}, nil
-			}
+		if c, err := u.findCopy(); err == nil {
+			return Stat{Exists: true, Size: c.size, Ready: true}, nil
 		}
 	}
 	return u.underlying.Stat(ctx)
@@ -552,11 +559,11 @@ func (u *Upgrader) TransientPath() string {
 	if u.passthrough {
 		return ""
 	}
-	path, _, err := u.findCopy()
+	c, err := u.findCopy()
 	if err != nil {
 		return ""
 	}
-	return path
+	return c.path
 }
 
 // TimesFetched returns how often a fetch from the underlying mount was begun.
@@ -605,8 +612,9 @@ func (u *Upgrader) Serialize() *url.URL { return u.underlying.Serialize() }
 func (u *Upgrader) Deserialize(url *url.URL) error { return u.underlying.Deserialize(url) }
 
 // Close ends a fetch under way with [ErrClosed] and waits until it has cleaned up.
-// The copy stays, readers stay good, and the underlying mount stays open: whoever
-// made it closes it.
+// It waits as long as a source does that heeds neither its context nor the Close of
+// its reader. The copy stays, readers stay good, and the underlying mount stays
+// open: whoever made it closes it.
 func (u *Upgrader) Close() error {
 	u.mu.Lock()
 	u.mu.closed = true

@@ -314,8 +314,8 @@ func TestUpgraderInitial(t *testing.T) {
 			wantCopy(t, u, content)
 		} else {
 			wantCopy(t, u, theirs)
-			if u.TransientPath() != path || !u.Present() {
-				t.Errorf("%s: TransientPath %q", path, u.TransientPath())
+			if st, err := u.Stat(t.Context()); u.TransientPath() != path || !u.Present() || err != nil || st != (mount.Stat{Exists: true, Size: 1000, Ready: true}) {
+				t.Errorf("%s: TransientPath %q, Stat %+v, %v", path, u.TransientPath(), st, err)
 			}
 			if err := u.DeleteTransient(); err != nil {
 				t.Error(err)
