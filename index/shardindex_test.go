@@ -275,6 +275,41 @@ func TestEveryFlippedByte(t *testing.T) {
 	t.Logf("%d bytes, %d damaged files opened, %d right answers from them", len(good), opened, answers)
 }
 
+// TestMisplacedPages swaps pages within a file and takes one from another file: each
+// has a sound checksum, and none is believed in the wrong place. Proves F20.
+func TestMisplacedPages(t *testing.T) {
+	records := sha256Records(60)
+	good := encodeDraft(t, draftRecords(t, records))
+	g := openBoth(t, good)[0].core.groups[0]
+	page := func(b []byte, i uint64) []byte {
+		at, n := g.page(i)
+		return b[at : at+n]
+	}
+	swapped := bytes.Clone(good)
+	copy(page(swapped, 1), page(good, 3))
+	copy(page(swapped, 3), page(good, 1))
+	records[0].e.Size++
+	foreign := bytes.Clone(good)
+	copy(page(foreign, 1), page(encodeDraft(t, draftRecords(t, records)), 1))
+	records[0].e.Size--
+	for name, b := range map[string][]byte{"swapped": swapped, "foreign": foreign} {
+		x := openBoth(t, b)[0]
+		damaged := 0
+		for _, r := range records {
+			e, found, err := x.Find(r.mh)
+			if err != nil {
+				wantDamage(t, err)
+				damaged++
+			} else if !found || e != r.e {
+				t.Errorf("%s: Find(%x) = %v, %v", name, r.mh, e, found)
+			}
+		}
+		if damaged == 0 {
+			t.Errorf("%s: nothing was noticed", name)
+		}
+	}
+}
+
 func wantDamage(t *testing.T, err error) {
 	t.Helper()
 	var d *DamagedError

@@ -1,10 +1,6 @@
 package carscan
 
-import (
-	"math/bits"
-
-	"github.com/multiformats/go-multihash"
-)
+import "github.com/multiformats/go-multihash"
 
 const (
 	// MinDigest is the shortest digest accepted for a block, in bytes (160 bits).
@@ -44,9 +40,6 @@ func uvarint(b []byte) (v uint64, n int) {
 	}
 	return 0, 0
 }
-
-// uvarintLen is the length of v's minimal varint.
-func uvarintLen(v uint64) int { return (bits.Len64(v|1) + 6) / 7 }
 
 // rawCID is a parsed binary CID; digest shares the parsed bytes.
 type rawCID struct {
