@@ -296,18 +296,27 @@ func (d *DAGStore) recoverState(ctx context.Context) error {
 			return err
 		}
 	}
-	err := d.journal.Replay(0, func(b *journal.Batch) error {
-		if err := ctx.Err(); err != nil {
-			return err
-		}
-		return d.cat.Apply(b)
-	})
-	if err != nil {
+	if err := d.cat.Load(contextJournal{d.journal, ctx}); err != nil {
 		return fmt.Errorf("dagstore: replay: %w", err)
 	}
 	d.loop.seq = d.journal.Head().Seq
 	d.loop.startSeq = d.loop.seq
 	return d.sweepAtStart()
+}
+
+// contextJournal ends a replay with its context.
+type contextJournal struct {
+	journal.Journal
+	ctx context.Context
+}
+
+func (j contextJournal) Replay(seq uint64, visit func(*journal.Batch) error) error {
+	return j.Journal.Replay(seq, func(b *journal.Batch) error {
+		if err := j.ctx.Err(); err != nil {
+			return err
+		}
+		return visit(b)
+	})
 }
 
 // check returns an error unless requests are served.

@@ -1,6 +1,7 @@
 package projection
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"fmt"
 	"slices"
@@ -92,24 +93,70 @@ func (c *Catalogue) Check(events []shard.Event) error {
 func (c *Catalogue) applyLocked(e *shard.Event, undo *[]slot) error {
 	h := xxhash.Sum64String(e.Key.String())
 	chain := c.chainLocked(h)
+	*undo = append(*undo, slot{h, chain})
+	chain, err := follow(chain, e, &c.mu.n)
+	if err == nil {
+		c.storeLocked(h, chain)
+	}
+	return err
+}
+
+// follow returns the chain after an event, and keeps the count of records by life.
+func follow(chain *Record, e *shard.Event, n *[8]int) (*Record, error) {
 	prev := find(chain, e.Key.String())
 	life, gen := shard.None, e.Gen
 	if prev != nil {
 		life, gen = prev.life, prev.gen
 	}
 	if err := shard.CheckNext(life, gen, e); err != nil {
-		return err
+		return nil, err
 	}
-	*undo = append(*undo, slot{h, chain})
 	if prev != nil {
-		c.mu.n[prev.life]--
+		n[prev.life]--
 	}
 	var r *Record
 	if e.Kind != shard.EventDestroyed {
 		r = newRecord(e, prev)
-		c.mu.n[r.life]++
+		n[r.life]++
 	}
-	c.storeLocked(h, replace(chain, prev, r))
+	return replace(chain, prev, r), nil
+}
+
+// Load makes the catalogue from a whole journal, with nobody reading meanwhile. It
+// is several times as fast as applying the batches one after the other: the tree is
+// built at the end, in order.
+func (c *Catalogue) Load(j journal.Journal) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	chains := make(map[uint64]*Record, min(j.Head().Seq, 1<<22))
+	err := j.Replay(0, func(b *journal.Batch) error {
+		for i := range b.Events {
+			e := &b.Events[i]
+			h := xxhash.Sum64String(e.Key.String())
+			chain, err := follow(chains[h], e, &c.mu.n)
+			if err != nil {
+				return err
+			}
+			if chain == nil {
+				delete(chains, h)
+			} else {
+				chains[h] = chain
+			}
+		}
+		c.mu.pos = b.End
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	slots := make([]slot, 0, len(chains))
+	for h, chain := range chains {
+		slots = append(slots, slot{h, chain})
+	}
+	slices.SortFunc(slots, func(a, b slot) int { return cmp.Compare(a.hash, b.hash) })
+	for _, s := range slots {
+		c.mu.tree.Load(s)
+	}
 	return nil
 }
 
