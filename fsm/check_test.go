@@ -139,9 +139,7 @@ func (c *checker) watch(t *Transition, st *step) {
 		panic("a step does not end")
 	}
 	c.fired[t]++
-	if t.On != Auto {
-		c.exclusive(t, st)
-	}
+	c.exclusive(t, st)
 	before, outBefore := mark(st.net, st.s), *st.out
 	old := *st.s
 	old.Parked, old.Local, old.Waiting = cloned(old.Parked), cloned(old.Local), cloned(old.Waiting)
@@ -169,7 +167,8 @@ type outDiff struct {
 	effects []Effect
 }
 
-// exclusive: of the rows of an input, exactly one is enabled.
+// exclusive: of the rows of an input, exactly one is enabled; of the automatic
+// ones, one at a time, so that their order in the table means nothing.
 func (c *checker) exclusive(t *Transition, st *step) {
 	for _, u := range c.m.byTrigger[t.On] {
 		if u != t && allHold(u.Guards, st.net, st.s, st.in) {
@@ -217,6 +216,9 @@ func (c *checker) outcome(t *Transition, st *step, old *Shard, o *outDiff, diff 
 	if notified != (t.Op == OpFail) {
 		c.fail("%s: tells of a failure: %t", t.Name, notified)
 	}
+	if why := c.missed(t, st, old, o); why != "" {
+		c.fail("%s: %s", t.Name, why)
+	}
 	if t.On < ProbeDone {
 		return
 	}
@@ -230,6 +232,34 @@ func (c *checker) outcome(t *Transition, st *step, old *Shard, o *outDiff, diff 
 			c.fail("N6: %s acts on the completion of a former life", t.Name)
 		}
 	}
+}
+
+// missed says what should have happened and did not, or must not and did.
+func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string {
+	s, in, writable := st.s, st.in, !st.net.ReadOnly
+	emitted := func(kind shard.Kind) bool { return len(o.events) == 1 && o.events[0].Kind == kind }
+	ours := !old.stale && doneOf[old.job] == t.On && old.Attempt == in.Attempt
+	for _, rule := range [...]struct {
+		broken bool
+		name   string
+	}{
+		{t.On == CloseIdle && s.Handle == Open && s.Refs == 0, "an idle handle stays open"},
+		{t.On == Damage && old.Life == shard.Available && old.job == JobNone && writable && !emitted(shard.EventRecovering), "damage is not mended"},
+		{t.On == Resume && old.Life == shard.Errored && in.Heal == HealNow && writable && !emitted(shard.EventRecovering), "not healed"},
+		{t.On == Resume && old.Life == shard.Errored && s.Healing != (in.Heal == HealOnAcquire), "wrong policy"},
+		{t.On == Resume && old.Life == shard.Registered && s.Eager == s.Lazy, "eager ⇔ not lazy"},
+		{t.On == Recover && emitted(shard.EventRecovering) && s.Data == Present, "a recovery trusts the copy"},
+		{t.On == OpenDone && ours && in.Err != nil && in.Fault == FaultCopy && !old.Retried && s.Data == Present, "a bad copy is trusted"},
+		{t.On == ProbeDone && ours && s.Data == Present && s.Owned != in.Owned, "the owner of the copy is mistaken"},
+		{t.On == FetchDone && ours && s.Data == Present && !s.Owned, "a fetched copy is the store's"},
+		{(t.On == ProbeDone || t.On == FetchDone || t.On == IndexDone) && ours && in.Err != nil && s.Cause != in.Err, "the cause is lost"},
+		{t.On == Auto && !writable && (s.Life == shard.Initialising || s.Index == Building && old.Index != Building), "begins what cannot be recorded"},
+	} {
+		if rule.broken {
+			return rule.name
+		}
+	}
+	return ""
 }
 
 // misfit says why r may not be given, in words that know nothing of the table.

@@ -58,6 +58,9 @@ type fate struct {
 	// distrusted: whatever an earlier attempt left must not be used by the next
 	// probe or fetch.
 	distrusted bool
+	// mended: a bad index or copy was found by an open and is being mended; a
+	// second one in a row is not.
+	mended bool
 }
 
 // world is a state of the whole configuration.
@@ -70,6 +73,8 @@ type world struct {
 	// broken says which rule of the game was broken on the way here, if any.
 	broken string
 	depth  int // of steps that woke each other
+	// wantMended: the move is a fault that must be mended, not recorded.
+	wantMended bool
 }
 
 func newWorld(m *machine, cfg *config) *world {
@@ -128,7 +133,7 @@ func (w *world) key() (k worldKey) {
 		put(int(s.Refs))
 		put(code(s.Parked)<<4 | code(s.Local))
 		put(code(s.Waiting)<<4 | int(s.Reclaimer))
-		put(int(f.durable) | flags(f.lazy, f.direct, f.open, f.distrusted)<<4)
+		put(int(f.durable) | flags(f.lazy, f.direct, f.open, f.distrusted)<<4 | flags(f.mended)<<3)
 		put(int(f.job) | int(f.token)<<4)
 	}
 	put(flags(w.net.ReadOnly))
@@ -259,9 +264,8 @@ func (w *world) moves() (ms []move) {
 			ms = append(ms, move{what: moveFreeze})
 		}
 		for h := HealByHand; h <= HealNow; h++ {
-			ms = append(ms, move{what: moveRestart, in: Input{Heal: h}})
+			ms = append(ms, move{what: moveRestart, in: Input{Heal: h}}, move{what: moveRestart, shard: 1, in: Input{Heal: h}})
 		}
-		ms = append(ms, move{what: moveRestart, shard: 1, in: Input{Heal: HealNow}})
 	}
 	return ms
 }
@@ -336,6 +340,12 @@ func (w *world) completions(i int) (ins []Input) {
 		add(func(in *Input) { in.Err, in.Fault = errModel, FaultIndex })
 		add(func(in *Input) { in.Err, in.Fault = errModel, FaultCopy })
 	}
+	if w.cfg.late { // fields that do not count
+		add(func(in *Input) { in.Fault, in.Present, in.Ready = FaultIndex, true, true })
+		add(func(in *Input) { in.Fault = FaultCopy })
+		add(func(in *Input) { in.Err, in.Present = errModel, true })
+		add(func(in *Input) { in.Err, in.Ready = errModel, true })
+	}
 	add(func(in *Input) { in.Err = errModel })
 	return ins
 }
@@ -348,7 +358,11 @@ func (w *world) strays(i int, step func(int, Input)) {
 		step(i, Input{Trigger: Release})
 	}
 	for job := JobProbe; job < numJobs; job++ {
-		step(i, Input{Trigger: doneOf[job], Attempt: s.Attempt - 1})
+		for fault := FaultSource; fault <= FaultCopy; fault++ {
+			step(i, Input{Trigger: doneOf[job], Attempt: s.Attempt - 1, Fault: fault, Err: errModel})
+		}
+		step(i, Input{Trigger: doneOf[job], Attempt: s.Attempt - 1, Present: true})
+		step(i, Input{Trigger: doneOf[job], Attempt: s.Attempt - 1, Ready: true})
 		if job != w.fates[i].job {
 			step(i, Input{Trigger: doneOf[job], Attempt: s.Attempt})
 		}
@@ -359,8 +373,12 @@ func (w *world) strays(i int, step func(int, Input)) {
 func (w *world) apply(m move, seen func(i int, in *Input, out *Out)) {
 	switch m.what {
 	case moveStep:
+		w.wantMended = false
 		w.request(m)
 		w.step(m.shard, m.in, seen)
+		if w.wantMended && w.shards[m.shard].Life != shard.Available && w.fates[m.shard].durable != shard.Recovering {
+			w.blame("a fault that could be mended was not")
+		}
 	case moveFreeze:
 		w.net.ReadOnly = true
 		for i := range w.cfg.shards {
@@ -405,8 +423,11 @@ func (w *world) request(m move) {
 	case in.Err == nil && in.Trigger != ProbeDone:
 		f.distrusted = f.distrusted && in.Trigger == RemoveDone
 		f.open = f.open || in.Trigger == OpenDone
-	case in.Trigger == OpenDone && in.Fault == FaultCopy && !s.Retried:
-		f.distrusted = true
+		f.mended = f.mended && in.Trigger != OpenDone
+	case in.Trigger == OpenDone && in.Fault != FaultSource && !f.mended && !(w.net.ReadOnly && in.Fault == FaultIndex):
+		f.mended = true
+		f.distrusted = f.distrusted || in.Fault == FaultCopy
+		w.wantMended = true
 	}
 }
 
@@ -447,7 +468,7 @@ func (w *world) absorb(i int, in *Input, out *Out) {
 		case shard.EventRecovering:
 			f.distrusted = f.distrusted || in.Trigger == Recover || in.Trigger == Acquire || in.Trigger == Resume
 		case shard.EventFailed, shard.EventDestroyed:
-			f.distrusted = false
+			f.distrusted, f.mended = false, false
 		}
 		if e.Kind == shard.EventRegistered {
 			f.lazy, f.direct = in.Lazy, in.Direct

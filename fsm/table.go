@@ -155,6 +155,7 @@ var (
 	gUnborn  = lifeIs(shard.Registered)
 	gMaking  = lifeIs(shard.Initialising, shard.Recovering)
 	gServing = lifeIs(shard.Initialising, shard.Recovering, shard.Available)
+	gSettled = lifeIs(shard.Registered, shard.Available, shard.Errored)
 
 	gWritable = &Guard{
 		Name: "journal writable", Reads: places(PlaceJournal), Need: "the journal takes events", Wakes: "reopening the store",

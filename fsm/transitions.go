@@ -25,13 +25,13 @@ var table = []*Transition{
 	{Name: "register-exists", On: Register, Guards: g(gHasLife), Op: OpNone, Does: "refuse: the key is taken", do: answer(ErrExists)},
 	{Name: "register-read-only", On: Register, Guards: g(gNoLife, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
 
-	{Name: "acquire-open", On: Acquire, Guards: g(gAvail, gOpen), Writes: places(PlaceRefs), Op: OpAcquire,
+	{Name: "acquire-open", On: Acquire, Guards: g(gOpen), Writes: places(PlaceRefs), Op: OpAcquire,
 		Does: "count a reference and answer with an accessor", do: doAcquireOpen},
 	{Name: "acquire-park", On: Acquire, Guards: g(gServing, gNotOpen, gMayFetch),
 		Writes: places(PlaceParked), Op: OpAcquire, Does: "wait for the data and the index to be made and opened", do: doPark},
 	{Name: "acquire-local", On: Acquire, Guards: g(gServing, gNotOpen, gMaybeLocal),
 		Writes: places(PlaceParked), Op: OpAcquire, Does: "wait, unless a copy would have to be fetched", do: func(t *step) { t.s.Local = append(t.s.Local, t.in.Ticket) }},
-	{Name: "acquire-no-copy", On: Acquire, Guards: g(gServing, gNotOpen, gWouldFetch),
+	{Name: "acquire-no-copy", On: Acquire, Guards: g(gServing, gWouldFetch),
 		Op: OpAcquire, Does: "refuse: it would need a download", do: answer(ErrNoCopy)},
 	{Name: "acquire-first", On: Acquire, Guards: g(gUnborn, gWritable, gMayFetch),
 		Writes: places(PlaceParked), Op: OpAcquire, Does: "wait; the shard will be initialised", do: doPark},
@@ -41,12 +41,12 @@ var table = []*Transition{
 		Op: OpAcquire, Does: "refuse: the index could not be recorded", do: answer(ErrReadOnly)},
 	{Name: "acquire-errored", On: Acquire, Guards: g(gErrored, gNotHealing), Op: OpAcquire,
 		Does: "refuse with the cause", do: answerCause},
-	{Name: "acquire-heal", On: Acquire, Guards: g(gErrored, gHealing, gMayFetch, gWritable), Op: OpRecover,
+	{Name: "acquire-heal", On: Acquire, Guards: g(gHealing, gMayFetch, gWritable), Op: OpRecover,
 		Writes: recovers | places(PlaceParked), Emits: k(shard.EventRecovering),
 		Does: "recover afresh and wait", do: func(t *step) { doPark(t); t.trace(OpAcquire); t.s.Fresh = true; t.recover(t.s.Cause) }},
-	{Name: "acquire-heal-no-download", On: Acquire, Guards: g(gErrored, gHealing, gNoDownload, gWritable), Op: OpAcquire,
+	{Name: "acquire-heal-no-download", On: Acquire, Guards: g(gHealing, gNoDownload, gWritable), Op: OpAcquire,
 		Does: "refuse with the cause: recovering would need a download", do: answerCause},
-	{Name: "acquire-heal-read-only", On: Acquire, Guards: g(gErrored, gHealing, gReadOnly), Op: OpAcquire,
+	{Name: "acquire-heal-read-only", On: Acquire, Guards: g(gHealing, gReadOnly), Op: OpAcquire,
 		Does: "refuse: read-only", do: answer(ErrReadOnly)},
 	{Name: "acquire-unknown", On: Acquire, Guards: g(gNoLife), Op: OpNone, Does: "refuse: no such shard", do: answer(ErrUnknown)},
 
@@ -67,7 +67,7 @@ var table = []*Transition{
 	{Name: "destroy", On: Destroy, Guards: g(gHasLife, gNoRefs, gWritable), Op: OpDestroy,
 		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceWish, PlaceJob, PlaceFetchSlots, PlaceIndexSlots, PlaceOpenSlots), Emits: k(shard.EventDestroyed),
 		Does: "end the life; waiting callers learn that the shard is gone; sweep its files, then answer", do: doDestroy},
-	{Name: "destroy-in-use", On: Destroy, Guards: g(gHasLife, gRefs), Op: OpNone, Does: "refuse: accessors are open", do: answer(ErrInUse)},
+	{Name: "destroy-in-use", On: Destroy, Guards: g(gRefs), Op: OpNone, Does: "refuse: accessors are open", do: answer(ErrInUse)},
 	{Name: "destroy-read-only", On: Destroy, Guards: g(gHasLife, gNoRefs, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
 	{Name: "destroy-unknown", On: Destroy, Guards: g(gNoLife), Op: OpNone, Does: "refuse: no such shard", do: answer(ErrUnknown)},
 
@@ -131,8 +131,8 @@ var table = []*Transition{
 		Writes: probeEnds | ails, Does: "those who wait learn why; the next acquire tries afresh",
 		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.ail() }},
 	{Name: "probe-failed-read-only", On: ProbeDone, Guards: g(isCurrent(JobProbe), gMaking, gFailed, gReadOnly), Op: OpNone,
-		Writes: probeEnds | fails, Does: "those who wait learn that nothing can be recorded",
-		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.giveUp(t.in.Err) }},
+		Writes: probeEnds | places(PlaceFault), Does: "note the cause, then give up",
+		do: func(t *step) { t.endJob(); t.s.Data, t.s.Cause = Absent, t.in.Err }},
 
 	{Name: "fetched", On: FetchDone, Guards: g(isCurrent(JobFetch), gOK), Op: OpNone,
 		Writes: fetchEnds | places(PlaceFault), Does: "a complete, verified copy is durable",
@@ -144,8 +144,8 @@ var table = []*Transition{
 		Writes: fetchEnds | ails, Does: "those who wait learn why; the next acquire or recovery fetches afresh",
 		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.ail() }},
 	{Name: "fetch-failed-read-only", On: FetchDone, Guards: g(isCurrent(JobFetch), gMaking, gFailed, gReadOnly), Op: OpNone,
-		Writes: fetchEnds | fails, Does: "those who wait learn that nothing can be recorded",
-		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.giveUp(t.in.Err) }},
+		Writes: fetchEnds | places(PlaceFault), Does: "note the cause, then give up",
+		do: func(t *step) { t.endJob(); t.s.Data, t.s.Cause = Absent, t.in.Err }},
 
 	{Name: "indexed", On: IndexDone, Guards: g(isCurrent(JobIndex), gOK, gWritable), Op: OpMakeAvailable,
 		Writes: indexEnds | places(PlaceLife, PlaceWaiting, PlaceFault), Emits: k(shard.EventIndexed),
@@ -153,9 +153,12 @@ var table = []*Transition{
 	{Name: "index-failed", On: IndexDone, Guards: g(isCurrent(JobIndex), gFailed, gWritable), Op: OpFail,
 		Writes: indexEnds | fails, Emits: k(shard.EventFailed), Does: "errored; everybody who waits learns why",
 		do: func(t *step) { t.endJob(); t.dropIndex(); t.fail() }},
-	{Name: "index-read-only", On: IndexDone, Guards: g(isCurrent(JobIndex), gReadOnly), Op: OpNone,
-		Writes: indexEnds | fails, Does: "those who wait learn that nothing can be recorded",
-		do: func(t *step) { t.endJob(); t.dropIndex(); t.giveUp(t.in.Err) }},
+	{Name: "indexed-read-only", On: IndexDone, Guards: g(isCurrent(JobIndex), gOK, gReadOnly), Op: OpNone,
+		Writes: indexEnds, Does: "drop the index, then give up",
+		do: func(t *step) { t.endJob(); t.dropIndex() }},
+	{Name: "index-failed-read-only", On: IndexDone, Guards: g(isCurrent(JobIndex), gFailed, gReadOnly), Op: OpNone,
+		Writes: indexEnds | places(PlaceFault), Does: "note the cause, then give up",
+		do: func(t *step) { t.endJob(); t.dropIndex(); t.s.Cause = t.in.Err }},
 
 	{Name: "opened", On: OpenDone, Guards: g(isCurrent(JobOpen), gOK), Op: OpNone,
 		Writes: openEnds | places(PlaceFault, PlaceWaiting), Does: "the shared reader and index are open", do: doOpened},
@@ -190,7 +193,7 @@ var table = []*Transition{
 	{Name: "initialise", On: Auto, Guards: g(gUnborn, gWanted, gWritable), Op: OpInitialize, Writes: places(PlaceLife, PlaceWish),
 		Does: "begin to fetch and index", do: func(t *step) { t.s.Life, t.s.Eager = shard.Initialising, false }},
 	{Name: "give-up", On: Auto, Guards: g(gMaking, gNoJob, gReadOnly), Op: OpNone, Writes: fails,
-		Does: "those who wait learn that nothing can be recorded", do: func(t *step) { t.giveUp(nil) }},
+		Does: "those who wait learn that nothing can be recorded", do: doGiveUp},
 	{Name: "probe", On: Auto, Guards: g(gWantsProbe, gAbsent, gNoJob, slotFree(OpenSlot)), Slot: OpenSlot, Op: OpNone,
 		Writes: places(PlaceData, PlaceJob, PlaceOpenSlots), Looks: places(PlaceFault), Does: "ask the source whether it is there and ready",
 		do: func(t *step) { t.s.Data = Probing; t.start(JobProbe, OpenSlot) }},
@@ -200,7 +203,7 @@ var table = []*Transition{
 	{Name: "fetch-slow", On: Auto, Guards: g(gWantsData, gSlow), Slot: NoSlot, Op: OpNone,
 		Writes: places(PlaceData, PlaceJob), Looks: places(PlaceFault), Does: "make a local copy once the source has prepared",
 		do: func(t *step) { t.s.Data = Fetching; t.start(JobFetch, NoSlot) }},
-	{Name: "forget-probe", On: Auto, Guards: g(gNoWish, gProbed), Op: OpNone, Writes: places(PlaceData),
+	{Name: "forget-probe", On: Auto, Guards: g(gSettled, gNoWish, gProbed), Op: OpNone, Writes: places(PlaceData),
 		Does: "forget an answer that nobody waits for: the next acquire asks anew", do: func(t *step) { t.s.Data = Absent }},
 	{Name: "build", On: Auto, Guards: g(gMaking, gReadable, gNoJob, gWritable, slotFree(IndexSlot)), Slot: IndexSlot, Op: OpNone,
 		Writes: places(PlaceIndex, PlaceJob, PlaceIndexSlots), Does: "scan the data and write the index",
@@ -365,8 +368,8 @@ func (t *step) ail() {
 	t.notify()
 }
 
-// giveUp ends an initialisation or recovery whose outcome cannot be recorded.
-func (t *step) giveUp(cause error) {
+// doGiveUp ends an initialisation or recovery whose outcome cannot be recorded.
+func doGiveUp(t *step) {
 	s := t.s
 	s.Fresh, s.Retried = false, false
 	if s.Life == shard.Initialising {
@@ -374,10 +377,7 @@ func (t *step) giveUp(cause error) {
 	} else {
 		s.Life = shard.Errored
 	}
-	if cause != nil {
-		s.Cause = cause
-	}
-	t.answerAll(ErrReadOnly, cause)
+	t.answerAll(ErrReadOnly, s.Cause)
 }
 
 // endOpen ends an open that failed.
