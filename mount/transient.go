@@ -2,6 +2,7 @@ package mount
 
 import (
 	"errors"
+	"fmt"
 	"io/fs"
 	"path/filepath"
 	"strconv"
@@ -14,8 +15,12 @@ import (
 var ErrTransientNotFound = errors.New("no local copy, and a download is not wanted")
 
 // RemoveCopy removes the complete copy of the given name (see [CopyName]) from dir,
-// durably. One that is not there is removed already.
+// durably. One that is not there is removed already. A name that CopyName does not
+// make is refused.
 func RemoveCopy(fsys fsio.FS, dir, name string) error {
+	if !validCopyName(name) {
+		return fmt.Errorf("remove local copy: %q is not the name of one", name)
+	}
 	path := filepath.Join(dir, name+completeSuffix)
 	if _, err := fsys.Lstat(path); err != nil {
 		return ignoreMissing(err)

@@ -580,13 +580,7 @@ func (u *Upgrader) DeleteTransient() error {
 	}
 	u.disk.Lock()
 	defer u.disk.Unlock()
-	if _, err := u.fs.Lstat(u.path); errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err := removeFile(u.fs, u.path); err != nil {
-		return fmt.Errorf("delete local copy: %w", err)
-	}
-	if err := u.fs.SyncDir(u.opts.Dir); err != nil {
+	if err := RemoveCopy(u.fs, u.opts.Dir, u.opts.Name); err != nil {
 		return fmt.Errorf("delete local copy: %w", err)
 	}
 	return nil

@@ -826,6 +826,51 @@ func TestSweepCopies(t *testing.T) {
 	}
 }
 
+// TestCopyNames: names carry the generation and tell keys apart, and nothing else is
+// taken for one. Listing and removing keep to complete copies. Proves F12, F18.
+func TestCopyNames(t *testing.T) {
+	for _, gen := range []uint64{0, 1, 0xabc, 1<<64 - 1} {
+		if got, ok := mount.CopyGeneration(mount.CopyName(gen, "../k")); !ok || got != gen {
+			t.Errorf("generation %d came back as %d, %v", gen, got, ok)
+		}
+	}
+	if mount.CopyName(1, "a") == mount.CopyName(1, "b") || mount.CopyName(1, "a") == mount.CopyName(2, "a") {
+		t.Error("two lives share a name")
+	}
+	sim := fsio.NewSim(1)
+	if list, err := mount.ListCopies(sim, copyDir); err != nil || len(list) != 0 {
+		t.Errorf("a missing directory: %v, %v", list, err)
+	}
+	u := newUpgrader(t, sim, &source{content: []byte("x")}, nil)
+	if err := u.Ensure(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	name := mount.CopyName(7, "key")
+	for _, other := range []string{"notes.txt", "x.complete", name + ".partial-0123456789abcdef"} {
+		f, err := sim.OpenFile(filepath.Join(copyDir, other), os.O_CREATE|os.O_WRONLY, 0o600)
+		if err != nil {
+			t.Fatal(err)
+		}
+		f.Close()
+	}
+	if list, err := mount.ListCopies(sim, copyDir); err != nil || !slices.Equal(list, []string{name}) {
+		t.Errorf("ListCopies = %v, %v", list, err)
+	}
+	for _, bad := range []string{"", "x", "../" + name, name + "/..", "notes.txt"} {
+		if _, ok := mount.CopyGeneration(bad); ok || mount.RemoveCopy(sim, copyDir, bad) == nil {
+			t.Errorf("%q is taken for a copy", bad)
+		}
+	}
+	for range 2 { // the second finds nothing, which is as well
+		if err := mount.RemoveCopy(sim, copyDir, name); err != nil || u.Present() {
+			t.Errorf("RemoveCopy: %v", err)
+		}
+	}
+	if after := sim.Crash(); len(names(t, after)) > 3 || slices.Contains(names(t, after), completeName) {
+		t.Errorf("after a crash a removed copy is back: %v", names(t, after))
+	}
+}
+
 // TestUpgraderPlantedCopy: what is not a regular file is not served as the copy. Proves
 // S8.
 func TestUpgraderPlantedCopy(t *testing.T) {
