@@ -28,7 +28,7 @@ func (x *ShardIndex) Codec() multicodec.Code { return multicodec.CarMultihashInd
 //	      digest, 8 section offset
 func (x *ShardIndex) Marshal(w io.Writer) (uint64, error) {
 	c := x.core
-	if !c.enter() {
+	if !x.enter() {
 		return 0, ErrClosed
 	}
 	defer c.leave()

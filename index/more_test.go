@@ -201,6 +201,32 @@ func TestForgottenIndexIsReleased(t *testing.T) {
 	}
 }
 
+// TestLastMention looks things up in indices whose last mention is the lookup, while
+// the collector runs: none is closed under its caller.
+func TestLastMention(t *testing.T) {
+	records := sha256Records(50)
+	b := encodeDraft(t, draftRecords(t, records))
+	var stop atomic.Bool
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		for !stop.Load() {
+			runtime.GC()
+		}
+	})
+	for range 300 {
+		x, err := openBytes(b, "x")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, found, err := x.Find(records[1].mh); !found || err != nil {
+			t.Errorf("%v, %v", found, err)
+			break
+		}
+	}
+	stop.Store(true)
+	wg.Wait()
+}
+
 type closerFunc func() error
 
 func (f closerFunc) Close() error { return f() }

@@ -68,7 +68,8 @@ type Stat struct {
 type FullIndexRepo interface {
 	// GetFullIndex returns the newest index of key, or ErrNotFound.
 	GetFullIndex(key shard.Key) (carindex.Index, error)
-	// AddFullIndex stores an index durably, replacing an earlier one.
+	// AddFullIndex stores an index durably, replacing one that it stored earlier. An
+	// index of a later life (LifeRepo) stays the newest.
 	AddFullIndex(key shard.Key, index carindex.Index) error
 	// DropFullIndex removes every index of key and says whether there was one.
 	DropFullIndex(key shard.Key) (dropped bool, err error)

@@ -222,7 +222,7 @@ func (c *indexCore) fault(r any) error {
 // order, sums, and that every fan-out entry is exact.
 func (x *ShardIndex) Verify(ctx context.Context) error {
 	c := x.core
-	if !c.enter() {
+	if !x.enter() {
 		return ErrClosed
 	}
 	defer c.leave()

@@ -64,6 +64,14 @@ func (c *indexCore) enter() bool {
 	return false
 }
 
+// enter is the core's enter. It keeps x reachable until the use has begun: a cleanup
+// must not close the index under a caller whose last mention of it is this call.
+func (x *ShardIndex) enter() bool {
+	ok := x.core.enter()
+	runtime.KeepAlive(x)
+	return ok
+}
+
 func (c *indexCore) leave() {
 	if c.refs.Add(-1) == closedBias {
 		c.releaseOnce()
@@ -253,7 +261,7 @@ func (x *ShardIndex) find(mh []byte) (Entry, bool, error) {
 	if err != nil {
 		return Entry{}, false, err
 	}
-	if !c.enter() {
+	if !x.enter() {
 		return Entry{}, false, ErrClosed
 	}
 	defer c.leave()
@@ -275,7 +283,7 @@ func (x *ShardIndex) FindAll(mh string, yield func(Entry) bool) error {
 	if err != nil {
 		return err
 	}
-	if !c.enter() {
+	if !x.enter() {
 		return ErrClosed
 	}
 	defer c.leave()
@@ -286,12 +294,8 @@ func (x *ShardIndex) FindAll(mh string, yield func(Entry) bool) error {
 	if err != nil || !f.match {
 		return err
 	}
-	done := false
 	return c.eachRecord(g, f.index, func(d []byte, e Entry) error {
-		if string(d) != string(digest) {
-			return errStop
-		}
-		if done = !yield(e); done {
+		if string(d) != string(digest) || !yield(e) {
 			return errStop
 		}
 		return nil
@@ -330,7 +334,7 @@ func (c *indexCore) eachRecord(g *group, first uint64, visit func(digest []byte,
 // the call only. An error of yield ends the iteration and is returned as it is.
 func (x *ShardIndex) Entries(yield func(multihash.Multihash, Entry) error) error {
 	c := x.core
-	if !c.enter() {
+	if !x.enter() {
 		return ErrClosed
 	}
 	defer c.leave()

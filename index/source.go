@@ -20,7 +20,7 @@ const sourceSamples = 8
 // An index that is bound to no source is held against the sections only.
 func (x *ShardIndex) CheckSource(r io.ReaderAt, size int64) error {
 	c := x.core
-	if !c.enter() {
+	if !x.enter() {
 		return ErrClosed
 	}
 	defer c.leave()
