@@ -17,26 +17,39 @@ import (
 // pool bounds work that takes no slot of the machine. It belongs to the loop.
 type pool struct {
 	limit, running int
-	queue          []func()
+	queue          []*pooled
 }
 
-func (p *pool) start(e *eventLoop, f func()) {
-	if p.running >= p.limit {
-		p.queue = append(p.queue, f)
-		return
-	}
-	p.running++
-	e.spawn(f)
+// pooled is one piece of work: queued, running, or dropped before it ran.
+type pooled struct {
+	run   func()
+	begun bool
+	drop  bool
+}
+
+func (p *pool) start(e *eventLoop, f func()) *pooled {
+	w := &pooled{run: f}
+	p.queue = append(p.queue, w)
+	p.next(e)
+	return w
 }
 
 func (p *pool) ended(e *eventLoop) {
 	p.running--
-	if len(p.queue) > 0 && !e.closing {
-		f := p.queue[0]
+	p.next(e)
+}
+
+func (p *pool) next(e *eventLoop) {
+	for p.running < p.limit && len(p.queue) > 0 && !e.closing {
+		w := p.queue[0]
 		p.queue[0] = nil
 		p.queue = p.queue[1:]
+		if w.drop {
+			continue
+		}
+		w.begun = true
 		p.running++
-		e.spawn(f)
+		e.spawn(w.run)
 	}
 }
 
@@ -54,11 +67,22 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, seq uint64) {
 		e.d.fails.send(ShardResult{Key: lv.key, Error: eff.Cause})
 	case fsm.Sweep:
 		lv.sweep = &sweepOrder{ticket: eff.Ticket, seq: seq}
-		if lv.cancelJob != nil {
-			lv.cancelJob()
-			return
-		}
+		e.endJobThenSweep(lv)
+	}
+}
+
+// endJobThenSweep cancels the job of a life that is over; the sweep follows its end.
+func (e *eventLoop) endJobThenSweep(lv *live) {
+	switch {
+	case lv.cancelJob == nil:
 		e.startSweep(lv)
+	case lv.queued != nil && !lv.queued.begun:
+		lv.queued.drop = true
+		lv.cancelJob()
+		e.internal = append(e.internal, input{lv: lv, trig: doneTrigger(lv.s.Job()),
+			done: &completion{attempt: lv.s.Attempt, err: context.Canceled}})
+	default:
+		lv.cancelJob()
 	}
 }
 
@@ -111,8 +135,8 @@ func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
 			c.handle.shut()
 		}
 	}
-	if slow {
-		e.slow.start(e, run)
+	if lv.queued = nil; slow {
+		lv.queued = e.slow.start(e, run)
 		return
 	}
 	e.spawn(run)

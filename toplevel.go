@@ -2,7 +2,6 @@ package dagstore
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"sync"
 
@@ -42,7 +41,7 @@ func (t *topLevel) start() {
 	t.wg.Go(func() {
 		defer close(t.ready)
 		if err := t.rebuild(t.d.ctx, snap); err != nil && t.d.ctx.Err() == nil {
-			t.d.log.Error("top-level index: some shards are missing; recover them", "err", err)
+			t.d.log.Error("top-level index: some shards are missing until they are acquired or recovered", "err", err)
 		}
 	})
 }
@@ -51,16 +50,23 @@ func (t *topLevel) wait() { t.wg.Wait() }
 
 // rebuild adds every available shard from its index.
 func (t *topLevel) rebuild(ctx context.Context, snap *projection.Snapshot) error {
-	var errs []error
+	missing := 0
+	var first error
 	snap.All(func(rec *projection.Record) bool {
-		if rec.Life() == shard.Available {
-			if err := t.addRecorded(ctx, rec); err != nil {
-				errs = append(errs, fmt.Errorf("shard %q: %w", rec.Key(), err))
+		if rec.Life() != shard.Available {
+			return true
+		}
+		if err := t.addRecorded(ctx, rec); err != nil {
+			if missing++; first == nil {
+				first = fmt.Errorf("shard %q: %w", rec.Key(), err)
 			}
 		}
 		return ctx.Err() == nil
 	})
-	return errors.Join(append(errs, ctx.Err())...)
+	if missing > 0 {
+		return fmt.Errorf("%d shards, the first: %w", missing, first)
+	}
+	return ctx.Err()
 }
 
 func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) error {
