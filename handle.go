@@ -7,7 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 
-	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -20,8 +19,9 @@ import (
 // A read in progress keeps them open, whoever closes what meanwhile.
 type handle struct {
 	key   shard.Key
-	r     mount.Reader
+	r     io.ReaderAt
 	size  int64
+	src   *source
 	index finder
 
 	users atomic.Int32
@@ -35,8 +35,8 @@ type handle struct {
 
 const shutBias = -1 << 62
 
-func newHandle(key shard.Key, r mount.Reader, size int64, f finder) *handle {
-	h := &handle{key: key, r: r, size: size, index: f, off: make(chan struct{})}
+func newHandle(key shard.Key, src *source, f finder) *handle {
+	h := &handle{key: key, r: src.Reader, size: src.size, src: src, index: f, off: make(chan struct{})}
 	h.users.Store(1)
 	return h
 }
@@ -76,7 +76,7 @@ func (h *handle) shut() {
 
 func (h *handle) close() {
 	h.index.close()
-	h.r.Close()
+	h.src.Close()
 }
 
 // BlockError says that a block could not be served: its bytes are not what its CID

@@ -268,24 +268,43 @@ func (j *job) fetch(ctx context.Context) *completion {
 	return &completion{}
 }
 
-// reader opens the shard's bytes.
-func (j *job) reader(ctx context.Context) (mount.Reader, int64, error) {
+// source is the shard's bytes, open.
+type source struct {
+	mount.Reader
+	size int64
+	// cancel ends the context that the mount was given, which governs reading too.
+	cancel context.CancelFunc
+}
+
+func (s *source) Close() error {
+	err := s.Reader.Close()
+	s.cancel()
+	return err
+}
+
+// reader opens the shard's bytes. ctx bounds the opening; what was opened stays
+// good until it is closed, or the store is.
+func (j *job) reader(ctx context.Context) (*source, error) {
+	reading, cancel := context.WithCancel(j.d.ctx)
+	stop := context.AfterFunc(ctx, cancel)
 	var r mount.Reader
 	var err error
 	if j.direct {
-		r, err = abandonable(ctx, j.d, func() (mount.Reader, error) { return j.mnt.Fetch(ctx) }, func(r mount.Reader) { r.Close() })
+		r, err = abandonable(ctx, j.d, func() (mount.Reader, error) { return j.mnt.Fetch(reading) }, func(r mount.Reader) { r.Close() })
 	} else {
-		r, err = j.copyReader(ctx)
+		r, err = j.copyReader(reading)
 	}
+	stop()
 	if err != nil {
-		return nil, 0, err
+		cancel()
+		return nil, err
 	}
-	size, err := sizeOf(r)
-	if err != nil {
-		r.Close()
-		return nil, 0, fmt.Errorf("size of the source: %w", err)
+	s := &source{Reader: r, cancel: cancel}
+	if s.size, err = sizeOf(r); err != nil {
+		s.Close()
+		return nil, fmt.Errorf("size of the source: %w", err)
 	}
-	return r, size, nil
+	return s, nil
 }
 
 var errCopyGone = errors.New("the local copy is gone")
@@ -316,7 +335,7 @@ func sizeOf(r mount.Reader) (int64, error) {
 
 // index makes the shard index durable, or adopts the one that a crash left behind.
 func (j *job) index(ctx context.Context) *completion {
-	r, size, err := j.reader(ctx)
+	r, err := j.reader(ctx)
 	if err != nil {
 		return &completion{err: fmt.Errorf("failed to acquire reader of mount on initialization: %w", err)}
 	}
@@ -326,7 +345,7 @@ func (j *job) index(ctx context.Context) *completion {
 			c.Close()
 		}
 	}()
-	info, mhs, err := j.d.indices.build(ctx, j, r, size)
+	info, mhs, err := j.d.indices.build(ctx, j, r.Reader, r.size)
 	if err != nil {
 		return &completion{err: err}
 	}
@@ -338,7 +357,7 @@ func (j *job) index(ctx context.Context) *completion {
 
 // open opens the bytes and the index together, and holds them to each other.
 func (j *job) open(ctx context.Context) *completion {
-	r, size, err := j.reader(ctx)
+	r, err := j.reader(ctx)
 	if err != nil {
 		return &completion{err: fmt.Errorf("failed to acquire reader of mount so we can return the accessor: %w", err), fault: j.dataFault()}
 	}
@@ -352,7 +371,7 @@ func (j *job) open(ctx context.Context) *completion {
 		}
 		return &completion{err: fmt.Errorf("failed to recover index for shard %s: %w", j.key, err), fault: fault}
 	}
-	if err := f.checkSource(r, size); err != nil {
+	if err := f.checkSource(r.Reader, r.size); err != nil {
 		r.Close()
 		f.close()
 		fault := j.dataFault()
@@ -362,7 +381,7 @@ func (j *job) open(ctx context.Context) *completion {
 		}
 		return &completion{err: fmt.Errorf("the source is not what was indexed: %w", err), fault: fault}
 	}
-	return &completion{handle: newHandle(j.key, r, size, f)}
+	return &completion{handle: newHandle(j.key, r, f)}
 }
 
 func (j *job) dataFault() fsm.Fault {
