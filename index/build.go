@@ -1,6 +1,7 @@
 package index
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"slices"
 
+	"github.com/ipfs/go-cid"
 	carindex "github.com/ipld/go-car/v2/index"
 	"github.com/multiformats/go-multicodec"
 	"github.com/multiformats/go-multihash"
@@ -132,14 +134,18 @@ func embeddedIndex(r io.ReaderAt, size int64, opts BuildOptions) (carindex.Itera
 }
 
 // DraftFromIndex drafts an index from one that somebody else made over the same
-// source; it must be a carindex.IterableIndex. Each section header is read at its
-// offset, to learn the sizes and to see that the block named is there; blocks are
-// not hashed. The content digest covers the sections that idx lists, so it equals
-// that of [Build] if idx lists them all. What is wrong with idx wraps [ErrBadIndex].
+// source. Each section header is read at its offset, to learn the sizes and to see
+// that the block named is there; blocks are not hashed. The content digest covers the
+// sections that idx lists, so it equals that of [Build] if idx lists them all. What
+// is wrong with idx wraps [ErrBadIndex].
+//
+// An idx that is no carindex.IterableIndex (an IndexSorted is not) cannot say what it
+// lists: then the source is scanned, as Build does it, and idx is asked about each
+// section.
 func DraftFromIndex(ctx context.Context, idx carindex.Index, r io.ReaderAt, size int64, opts BuildOptions) (*Draft, error) {
 	it, ok := idx.(carindex.IterableIndex)
 	if !ok {
-		return nil, fmt.Errorf("%w: an index of type %T (codec %v) cannot be iterated; return a go-car IterableIndex", ErrBadIndex, idx, idx.Codec())
+		return draftByAsking(ctx, idx, r, size, opts)
 	}
 	l, err := carscan.ReadLayout(r, size, opts.scan())
 	if err != nil {
@@ -161,6 +167,41 @@ func DraftFromIndex(ctx context.Context, idx carindex.Index, r io.ReaderAt, size
 		payload: sections.payload,
 		binding: bindingOf(l, size, sections.digest.Sum()),
 	}), nil
+}
+
+// draftByAsking scans the source and keeps the sections that idx knows.
+func draftByAsking(ctx context.Context, idx carindex.Index, r io.ReaderAt, size int64, opts BuildOptions) (*Draft, error) {
+	l, err := carscan.ReadLayout(r, size, opts.scan())
+	if err != nil {
+		return nil, err
+	}
+	var d drafter
+	content := carscan.NewContentDigest(l.Header)
+	payload := uint64(0)
+	_, err = carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error {
+		c, err := cid.Cast(bytes.Clone(rec.CID))
+		if err != nil {
+			return fmt.Errorf("section at %d: %w", rec.Offset, err)
+		}
+		listed := false
+		err = idx.GetAll(c, func(at uint64) bool {
+			listed = at == rec.Offset
+			return !listed
+		})
+		if err != nil && !errors.Is(err, carindex.ErrNotFound) {
+			return fmt.Errorf("index of type %T: %w", idx, err)
+		}
+		if !listed {
+			return nil
+		}
+		content.Add(rec)
+		payload += uint64(rec.Size)
+		return d.add(rec.Code, rec.Digest, Entry{rec.Offset, rec.HeaderLen, rec.Size})
+	})
+	if err != nil {
+		return nil, err
+	}
+	return d.finish(header{payload: payload, binding: bindingOf(l, size, content.Sum())}), nil
 }
 
 // claimSet is a fingerprint of a set of (multihash, offset) pairs, whatever their

@@ -11,12 +11,15 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/ipfs/go-cid"
 	ds "github.com/ipfs/go-datastore"
 	carindex "github.com/ipld/go-car/v2/index"
+	"github.com/multiformats/go-multicodec"
 	"github.com/multiformats/go-multihash"
 	"pgregory.net/rapid"
 
 	"github.com/dagstore/dagstore/internal/carscan/hostile"
+	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -143,6 +146,113 @@ func TestReadErrorsAreNotDamage(t *testing.T) {
 		}
 		if err != boom {
 			t.Errorf("after %d reads: %v", n, err)
+		}
+	}
+}
+
+// TestDraftFromIndexes drafts from indices of others: those that can be iterated, one
+// that can only be asked, ones that leave blocks out, and ones that lie. Proves S3.
+func TestDraftFromIndexes(t *testing.T) {
+	b := hostile.Random(200, 50, 3)
+	size := int64(len(b))
+	built, err := Build(t.Context(), bytes.NewReader(b), size, BuildOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x := openBoth(t, encodeDraft(t, built))[0]
+	var all, some, lying, inside []carindex.Record
+	if err := x.Entries(func(mh multihash.Multihash, e Entry) error {
+		r := carindex.Record{Cid: cid.NewCidV1(cid.Raw, bytes.Clone(mh)), Offset: e.Offset}
+		all = append(all, r)
+		if len(all)%2 == 0 {
+			some = append(some, r)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	lying = append(lying, all...)
+	lying[3].Offset, lying[4].Offset = lying[4].Offset, lying[3].Offset
+	inside = append(inside, all...)
+	inside[3].Offset += 2
+	for _, codec := range []multicodec.Code{multicodec.CarMultihashIndexSorted, multicodec.CarIndexSorted} {
+		draft := func(records []carindex.Record) (*Draft, error) {
+			idx, err := carindex.New(codec)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if err := idx.Load(records); err != nil {
+				t.Fatal(err)
+			}
+			return DraftFromIndex(t.Context(), idx, bytes.NewReader(b), size, BuildOptions{})
+		}
+		d, err := draft(all)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !bytes.Equal(encodeDraft(t, d), encodeDraft(t, built)) {
+			t.Errorf("%v: the draft of a whole index differs from the built one", codec)
+		}
+		d, err = draft(some)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if d.Len() != 100 || d.Info().Digest == built.Info().Digest {
+			t.Errorf("%v: the draft of half an index: %+v", codec, d.Info())
+		}
+		for name, records := range map[string][]carindex.Record{"lying": lying, "inside": inside} {
+			d, err := draft(records)
+			if codec == multicodec.CarMultihashIndexSorted {
+				if !errors.Is(err, ErrBadIndex) {
+					t.Errorf("%s: %v", name, err)
+				}
+			} else if err != nil || d.Len() >= 200 { // what it does not know at its place is left out
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+	}
+}
+
+// TestFaultsWhileOpening: a fault of the disk while an index is opened and read is
+// told as it is, and leaves no file open. Proves C11, R9.
+func TestFaultsWhileOpening(t *testing.T) {
+	records := sha256Records(100)
+	key := shard.KeyFromString("k")
+	for n := range uint64(12) {
+		sim := fsio.NewSim(n)
+		repo, err := NewFSRepoOn(sim, "/index")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := repo.PutIndex(key, 1, draftRecords(t, records)); err != nil {
+			t.Fatal(err)
+		}
+		before := uint64(len(sim.Ops()))
+		sim.FailAt(before+n, fsio.FaultEIO)
+		use := func() error {
+			x, err := repo.OpenIndex(key, 1)
+			if err != nil {
+				return err
+			}
+			for _, r := range records {
+				if e, found, err := x.Find(r.mh); err != nil || !found || e != r.e {
+					return errors.Join(fmt.Errorf("Find: %v, %v, %w", e, found, err), x.Close())
+				}
+			}
+			return x.Close()
+		}
+		err = use()
+		var d *DamagedError
+		if errors.As(err, &d) || errors.Is(err, ErrNotFound) {
+			t.Errorf("operation %d: %v", n, err)
+		}
+		if open := sim.OpenFiles(); open != 0 {
+			t.Errorf("operation %d: %d files are open", n, open)
+		}
+		if use() != nil { // the fault may lie in the second use
+			if err := use(); err != nil {
+				t.Errorf("operation %d: the fault has passed, and still %v", n, err)
+			}
 		}
 	}
 }

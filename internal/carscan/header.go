@@ -36,6 +36,9 @@ const (
 // ReadLayout reads and checks the headers of a CAR of size bytes.
 func ReadLayout(r io.ReaderAt, size int64, opts Options) (*Layout, error) {
 	opts = opts.withDefaults()
+	if size < 0 {
+		return nil, bad(ErrTruncated, 0, "a size of %d bytes", size)
+	}
 	header, version, roots, err := readHeader(r, 0, size, &opts)
 	if err != nil {
 		return nil, err

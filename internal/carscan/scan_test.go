@@ -323,6 +323,9 @@ func TestReadErrorsPassThrough(t *testing.T) {
 // and come back as they are.
 func TestSinkAndContext(t *testing.T) {
 	b := hostile.Random(5000, 1024, 2)
+	if _, err := carscan.Scan(t.Context(), bytes.NewReader(b), -1, carscan.Options{}, nil); !errors.Is(err, carscan.ErrTruncated) {
+		t.Errorf("a negative size: %v", err)
+	}
 	boom := errors.New("boom")
 	n := 0
 	sink := func(*carscan.Record) error {
