@@ -103,6 +103,7 @@ func TestParseClaims(t *testing.T) {
 		{"Proves G1, G2 for the journal in memory.\n", "G1(for the journal in memory) G2(for the journal in memory)"},
 		{"Proves C10 (journal), C1: one bit, at every byte, as in F3.\n", "C10(journal) C1"},
 		{"Proves C4 and, of the disk's part, C2: words.\n", "C4 C2(of the disk's part)"},
+		{"Proves N1 to N3, and of the invariants I1, I5 and I9 what the machine can break.\n", "N1 N2 N3 I1(what the machine can break) I5(what the machine can break) I9(what the machine can break)"},
 		{"Proves F1. Proves F2\n\nand F3 does not count.\n", "F1 F2"},
 		{"TestA says:\n\n - one\n\nProves F1\n", "F1"},
 		{"Proves F3 for files, and C6 too.\n", "error"},

@@ -111,14 +111,20 @@ func importsTesting(file *ast.File) bool {
 
 // The grammar of a claim, after joining lines:
 //
-//	claim  = "Proves " item { sep item } rest
+//	claim  = "Proves " group { [","] " and" [","] about [","] group } rest
+//	group  = item { sep item }
 //	item   = row [ dash row ] [ "(" limit ")" ]
-//	sep    = "," | "and" | ", and" | ";" | "and, " limit ","
+//	dash   = "–" | "-" | " to "
+//	sep    = "," | "and" | ", and" | ";"
 //	rest   = [ limit ] "."  |  ":" explanation  |  end of the paragraph
+//
+// The limit of rest is that of the last group; about, some words in lower case, is
+// the limit of its group if there is no other.
 var (
 	claimStart = regexp.MustCompile(`\bProves ([A-Z][0-9])`)
-	item       = regexp.MustCompile(`^([A-Z])([0-9]+)(?:\s?[–—-]\s?([A-Z]?)([0-9]+))?(?:\s*\(([^)]*)\))?`)
-	separator  = regexp.MustCompile(`^(?:\s*[,;]\s*(?:and\s+)?|\s+and\s+|,?\s+and,\s+([^,.:]*),\s+)([A-Z][0-9])`)
+	item       = regexp.MustCompile(`^([A-Z])([0-9]+)(?:(?:\s?[–—-]\s?| to )([A-Z]?)([0-9]+))?(?:\s*\(([^)]*)\))?`)
+	separator  = regexp.MustCompile(`^(?:\s*[,;]\s*(?:and\s+)?|\s+and\s+)([A-Z][0-9])`)
+	newGroup   = regexp.MustCompile(`^,?\s+and,?\s+([a-z][a-z' ]*),?\s+([A-Z][0-9])`)
 	sentence   = regexp.MustCompile(`^(.*?)(?:[.:](?:\s|$)|$)`)
 	rowToken   = regexp.MustCompile(`\b[FCINGRS][1-9][0-9]?\b`)
 )
@@ -145,42 +151,44 @@ func parseClaims(doc string) ([]claim, error) {
 }
 
 // parseClaim reads one claim from behind the word "Proves" and returns what follows.
-func parseClaim(text string) ([]claim, string, error) {
-	var claims []claim
-	var limit string // of the next item, given before it
+func parseClaim(text string) (claims []claim, follows string, err error) {
+	group, about := 0, "" // where the last group begins, and its words
 	for {
 		m := item.FindStringSubmatch(text)
 		if m == nil {
 			return nil, "", fmt.Errorf("cannot read the rows in %q; write `Proves F3, N1–N10, C6 (journal).`", text)
 		}
-		text = text[len(m[0]):]
-		cs, err := expand(m[1], m[2], m[3], m[4], cmp.Or(m[5], limit))
+		cs, err := expand(m[1], m[2], m[3], m[4], m[5])
 		if err != nil {
 			return nil, "", err
 		}
 		claims = append(claims, cs...)
-		s := separator.FindStringSubmatchIndex(text)
+		text = text[len(m[0]):]
+		if s := separator.FindStringSubmatchIndex(text); s != nil {
+			text = text[s[2]:]
+			continue
+		}
+		s := newGroup.FindStringSubmatchIndex(text)
 		if s == nil {
 			break
 		}
-		limit = ""
-		if s[2] >= 0 {
-			limit = text[s[2]:s[3]]
-		}
-		text = text[s[4]:]
+		setLimit(claims[group:], about)
+		group, about, text = len(claims), text[s[2]:s[3]], text[s[4]:]
 	}
 	rest := sentence.FindStringSubmatch(text)
-	text = text[len(rest[0]):]
-	limit = strings.Trim(rest[1], " ,;")
+	limit := strings.Trim(rest[1], " ,;")
 	if row := rowToken.FindString(limit); row != "" {
 		return nil, "", fmt.Errorf("row %s stands behind words and would not count; write the rows first, limits in parentheses: `Proves F3 (files), C6.`", row)
 	}
+	setLimit(claims[group:], cmp.Or(limit, about))
+	return claims, text[len(rest[0]):], nil
+}
+
+// setLimit limits the claims that have no limit of their own.
+func setLimit(claims []claim, limit string) {
 	for i := range claims {
-		if claims[i].limit == "" {
-			claims[i].limit = limit
-		}
+		claims[i].limit = cmp.Or(claims[i].limit, limit)
 	}
-	return claims, text, nil
 }
 
 // expand turns "N", "1", "N", "10" into N1 … N10.
