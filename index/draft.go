@@ -31,6 +31,7 @@ type draftGroup struct {
 	group
 	slabs [][]byte
 	order []uint32 // record numbers in index order
+	fan   []byte   // the encoded fan-out
 }
 
 // slabRecords is how many records one slab holds. Slabs keep a growing group from
@@ -156,6 +157,7 @@ func (d *draftGroup) sort() {
 			d.order[i] = keys[i].record
 		}
 	})
+	d.fan = d.fanOut(keys)
 }
 
 func (d *draftGroup) compare(a, b sortKey) int {
@@ -244,7 +246,7 @@ func (d *Draft) write(w io.Writer, key shard.Key, gen uint64) (int64, error) {
 	}
 	for i := range h.groups {
 		g := &d.groups[i]
-		if err := put(g.fanOut()); err != nil {
+		if err := put(g.fan); err != nil {
 			return written, err
 		}
 		if err := g.writePages(&h.groups[i], h.crc, put); err != nil {
@@ -254,20 +256,19 @@ func (d *Draft) write(w io.Writer, key shard.Key, gen uint64) (int64, error) {
 	return written, nil
 }
 
-// fanOut returns the encoded fan-out table.
-func (d *draftGroup) fanOut() []byte {
-	b := make([]byte, d.fanLen())
-	if len(b) == 0 {
+// fanOut encodes the fan-out of sorted keys.
+func (d *draftGroup) fanOut(keys []sortKey) []byte {
+	if d.fanBits == 0 {
 		return nil
 	}
-	next := uint64(0) // the first entry not yet written
-	for i, r := range d.order {
-		for p := prefix(d.record(r)[:d.digestLen]) >> (64 - d.fanBits); next <= p; next++ {
-			binary.LittleEndian.PutUint32(b[next*entrySize:], uint32(i))
+	b := make([]byte, 0, d.fanLen())
+	for i := range keys {
+		for p := keys[i].prefix >> (64 - d.fanBits); uint64(len(b)/entrySize) <= p; {
+			b = binary.LittleEndian.AppendUint32(b, uint32(i))
 		}
 	}
-	for ; next < uint64(len(b)/entrySize); next++ {
-		binary.LittleEndian.PutUint32(b[next*entrySize:], uint32(len(d.order)))
+	for uint64(len(b)) < d.fanLen() {
+		b = binary.LittleEndian.AppendUint32(b, uint32(len(keys)))
 	}
 	return b
 }
