@@ -213,6 +213,32 @@ func TestDraftFromIndexes(t *testing.T) {
 	}
 }
 
+// TestSectionInsideASection: an index that also names the section that some block
+// happens to contain is refused. Proves S3.
+func TestSectionInsideASection(t *testing.T) {
+	inner := hostile.Raw([]byte("inner"))
+	b := hostile.V1(hostile.Raw(inner), hostile.Raw([]byte("outer")))
+	size := int64(len(b))
+	built, err := Build(t.Context(), bytes.NewReader(b), size, BuildOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	records := []carindex.Record{{Cid: cid.NewCidV1(cid.Raw, hostile.RawCID([]byte("inner"))[2:]), Offset: uint64(bytes.Index(b, inner))}}
+	if err := openBoth(t, encodeDraft(t, built))[0].ForEach(func(mh multihash.Multihash, at uint64) error {
+		records = append(records, carindex.Record{Cid: cid.NewCidV1(cid.Raw, mh), Offset: at})
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	idx := carindex.NewMultihashSorted()
+	if err := idx.Load(records); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := DraftFromIndex(t.Context(), idx, bytes.NewReader(b), size, BuildOptions{}); !errors.Is(err, ErrBadIndex) {
+		t.Errorf("%v", err)
+	}
+}
+
 // TestFaultsWhileOpening: a fault of the disk while an index is opened and read is
 // told as it is, and leaves no file open. Proves C11, R9.
 func TestFaultsWhileOpening(t *testing.T) {
