@@ -51,7 +51,8 @@ lint: ## gofmt, go vet, staticcheck
 	go tool -modfile=tools/go.mod staticcheck ./... ./testdata
 
 .PHONY: docs
-docs: ## write docs/GUARANTEES.md from its rows and the tests' comments
+docs: ## write docs/MACHINE.md from the table and docs/GUARANTEES.md from the tests' comments
+	go test ./fsm -run Golden -rewrite
 	go run ./internal/guarantees -write
 
 .PHONY: gen
