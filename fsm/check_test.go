@@ -18,6 +18,7 @@ type checker struct {
 	// wrote and emitted are what the rows were seen to do.
 	wrote   map[*Transition]Places
 	emitted map[*Transition]map[shard.Kind]bool
+	scratch world
 	fires   int // in the running step, against endless ones
 	// thorough asks for what the mutants need not pay for: places perturbed, pairs
 	// tried in both orders, explanations compared, the way to an error told.
@@ -395,7 +396,7 @@ func (c *checker) shardState(w *world, i int) string {
 		{s.Healing && s.Life != shard.Errored, "healing ⇒ errored"},
 		{s.Eager && (s.Life != shard.Registered || !w.net.ReadOnly), "eager ⇒ registered, and begun as soon as it can be recorded"},
 		{(s.Fresh || s.Retried) && s.Life != shard.Available && s.Life != shard.Recovering, "fresh or retried ⇒ available or recovering"},
-		{!w.net.ReadOnly && f.durable != life, "N1: what is recorded is what is"},
+		{!w.net.ReadOnly && f.durable != life && (life != shard.Errored || f.durable != shard.Recovering), "N1: what is recorded is what is"},
 		{(s.Data == Ready || s.Data == Slow) && len(s.Parked)+len(s.Waiting) == 0 && !making, "probed ⇒ somebody wants it"},
 		{making && s.Idle(), "I10: an initialisation or recovery has a job or a place in a queue"},
 		{s.Idle() && (f.job != JobNone || tickets > 0 || holders > 0), "idle ⇒ nothing volatile"},
@@ -439,7 +440,7 @@ func (c *checker) evaluated(w *world, i int) string {
 // nobody waits and no queue holds anybody (N4, I10).
 func (c *checker) rests(w *world) {
 	for variant := range 3 {
-		end := w.clone()
+		end := w.cloneInto(&c.scratch)
 		end.net.watch = c.limited
 		for round := 0; ; round++ {
 			if c.fires = 0; round > 60 {

@@ -18,6 +18,7 @@ type config struct {
 	durable         bool // restarts, heal policies, the journal turning read-only
 	hostile         bool // damage, closing of idle handles, copies of others
 	late            bool // stray and outdated inputs
+	lost            bool // appends that fail, for this step or from now on
 	noDownload      bool // acquires that forbid a download
 	direct, copied  bool // sources read in place, sources that need a copy
 	reclaim, slow   bool
@@ -87,12 +88,16 @@ func newWorld(m *machine, cfg *config) *world {
 }
 
 // clone copies the world; nothing is shared.
-func (w *world) clone() *world {
-	c := *w
+func (w *world) clone() *world { return w.cloneInto(new(world)) }
+
+// cloneInto copies the world to c and uses the memory that c has.
+func (w *world) cloneInto(c *world) *world {
+	slots, shards := c.net.slots, c.shards
+	*c = *w
 	c.net.st = step{}
 	for s := range c.net.slots {
 		q := &c.net.slots[s].queue
-		var items []*Shard
+		items := slots[s].queue.items[:0]
 		for _, x := range q.items[q.head:] {
 			if x != nil {
 				items = append(items, &c.shards[w.indexOf(x)])
@@ -101,10 +106,12 @@ func (w *world) clone() *world {
 		*q = fifo{items: items, n: q.n}
 	}
 	for i := range c.shards {
-		s := &c.shards[i]
-		s.Parked, s.Local, s.Waiting = cloned(s.Parked), cloned(s.Local), cloned(s.Waiting)
+		s, old := &c.shards[i], &shards[i]
+		s.Parked = append(old.Parked[:0], s.Parked...)
+		s.Local = append(old.Local[:0], s.Local...)
+		s.Waiting = append(old.Waiting[:0], s.Waiting...)
 	}
-	return &c
+	return c
 }
 
 func cloned(ts []Ticket) []Ticket { return append([]Ticket(nil), ts...) }
@@ -180,9 +187,11 @@ type move struct {
 type moveKind uint8
 
 const (
-	moveStep    moveKind = iota
-	moveFreeze           // the journal turns read-only; every shard is told
-	moveRestart          // only what is durable survives; in.Heal is the policy; read-only if shard is 1
+	moveStep       moveKind = iota
+	moveFreeze              // the journal turns read-only; every shard is told
+	moveLost                // a step whose events the journal refuses; it goes on
+	moveLostFreeze          // ... and it turns read-only
+	moveRestart             // only what is durable survives; in.Heal is the policy; read-only if shard is 1
 )
 
 func (m move) String() string {
@@ -194,6 +203,9 @@ func (m move) String() string {
 	}
 	in := &m.in
 	text := fmt.Sprintf("shard %d: %s", m.shard, in.Trigger)
+	if m.what != moveStep {
+		text = "not recorded: " + text
+	}
 	if in.Ticket != 0 {
 		text += fmt.Sprintf(" ticket=%d", in.Ticket)
 	}
@@ -224,7 +236,9 @@ var doneOf = [numJobs]Trigger{
 }
 
 // moves lists what can happen.
-func (w *world) moves() (ms []move) {
+func (w *world) moves() []move { return w.movesInto(nil) }
+
+func (w *world) movesInto(ms []move) []move {
 	step := func(shard int, in Input) { ms = append(ms, move{shard: shard, in: in}) }
 	for i := range w.cfg.shards {
 		if i == 1 && w.cfg.rival {
@@ -257,6 +271,14 @@ func (w *world) moves() (ms []move) {
 		}
 		if w.cfg.late {
 			w.strays(i, step)
+		}
+	}
+	if w.cfg.lost {
+		for _, mv := range ms {
+			for what := moveLost; what <= moveLostFreeze; what++ {
+				mv.what = what
+				ms = append(ms, mv)
+			}
 		}
 	}
 	if w.cfg.durable {
@@ -317,6 +339,7 @@ func (w *world) completions(i int) (ins []Input) {
 	if f.job == JobNone {
 		return nil
 	}
+	ins = make([]Input, 0, 9)
 	done := Input{Trigger: doneOf[f.job], Attempt: w.shards[i].Attempt}
 	add := func(change func(*Input)) {
 		in := done
@@ -379,6 +402,13 @@ func (w *world) apply(m move, seen func(i int, in *Input, out *Out)) {
 		if w.wantMended && w.shards[m.shard].Life != shard.Available && w.fates[m.shard].durable != shard.Recovering {
 			w.blame("a fault that could be mended was not")
 		}
+	case moveLost, moveLostFreeze:
+		w.request(m)
+		w.lose(m.shard, m.in, m.what == moveLostFreeze)
+		if m.what == moveLost {
+			return
+		}
+		fallthrough
 	case moveFreeze:
 		w.net.ReadOnly = true
 		for i := range w.cfg.shards {
@@ -450,6 +480,35 @@ func (w *world) step(i int, in Input, seen func(int, *Input, *Out)) {
 		if w.broken == "" {
 			w.step(w.indexOf(s), Input{Trigger: Auto}, seen)
 		}
+	}
+}
+
+// lose steps one shard and takes the step back if it wanted to record something.
+func (w *world) lose(i int, in Input, frozen bool) {
+	s, f := &w.shards[i], &w.fates[i]
+	before := *s
+	before.Parked, before.Local, before.Waiting = cloned(s.Parked), cloned(s.Local), cloned(s.Waiting)
+	var out Out
+	w.net.Step(s, &in, &out)
+	if len(out.Events) == 0 {
+		w.absorb(i, &in, &out)
+	} else {
+		w.refuse(i, in.Ticket)
+		w.net.ReadOnly = w.net.ReadOnly || frozen
+		for _, t := range w.net.Revert(s, &before, &out) {
+			w.refuse(i, t)
+		}
+		f.distrusted, f.mended = s.Fresh, s.Retried
+	}
+	for _, x := range out.Wake {
+		w.step(w.indexOf(x), Input{Trigger: Auto}, nil)
+	}
+}
+
+// refuse answers the caller of t with an error, if that was not done.
+func (w *world) refuse(i int, t Ticket) {
+	if t != 0 && int(t) <= len(w.callers) && w.callers[t-1] == (caller{waits, int8(i)}) {
+		w.callers[t-1] = caller{}
 	}
 }
 
@@ -542,7 +601,7 @@ func (w *world) restart() {
 			s.Cause = errModel
 		}
 	}
-	*w = *fresh
+	*w = *fresh // its queues are empty: nothing points to its shards
 }
 
 // walk visits every state within cfg, breadth first, at most limit if that is not
@@ -556,23 +615,27 @@ func walk(m *machine, cfg *config, limit int, watch func(*Transition, *step),
 	start.net.watch = watch
 	known := map[worldKey]struct{}{start.key(): {}}
 	queue := []*world{start}
+	var ms []move
+	next := new(world)
 	for len(queue) > 0 {
 		w := queue[0]
 		queue[0], queue = nil, queue[1:]
 		if visit != nil && !visit(w) {
 			return
 		}
-		for _, mv := range w.moves() {
-			to := w.clone()
-			to.apply(mv, seen)
-			k := to.key()
+		ms = w.movesInto(ms[:0])
+		for _, mv := range ms {
+			w.cloneInto(next)
+			next.apply(mv, seen)
+			k := next.key()
 			_, old := known[k]
-			if edge != nil && !edge(w, mv, to, old) {
+			if edge != nil && !edge(w, mv, next, old) {
 				return
 			}
 			if !old && (limit == 0 || len(known) < limit) {
 				known[k] = struct{}{}
-				queue = append(queue, to)
+				queue = append(queue, next)
+				next = new(world)
 			}
 		}
 	}

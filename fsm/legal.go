@@ -9,8 +9,10 @@ import "github.com/dagstore/dagstore/shard"
 //	registered → indexed, failed, destroyed
 //	available  → failed, recovering, destroyed
 //	errored    → recovering, destroyed
-//	recovering → indexed, failed, destroyed
+//	recovering → indexed, failed, recovering, destroyed
 //
+// A recovery whose outcome could not be recorded is errored until it is recovered
+// once more, while the journal still says recovering.
 // Initialising is never durable: nothing leads to it and nothing may follow it.
 var legal = [...]uint{
 	shard.None:         1 << shard.EventRegistered,
@@ -18,7 +20,7 @@ var legal = [...]uint{
 	shard.Initialising: 0,
 	shard.Available:    1<<shard.EventFailed | 1<<shard.EventRecovering | 1<<shard.EventDestroyed,
 	shard.Errored:      1<<shard.EventRecovering | 1<<shard.EventDestroyed,
-	shard.Recovering:   1<<shard.EventIndexed | 1<<shard.EventFailed | 1<<shard.EventDestroyed,
+	shard.Recovering:   1<<shard.EventIndexed | 1<<shard.EventFailed | 1<<shard.EventRecovering | 1<<shard.EventDestroyed,
 }
 
 // becomes is the life that each kind of event leads to.

@@ -13,7 +13,7 @@ func (s *Shard) Acquires() int { return s.acquires() }
 // it whatever it was for. It returns the tickets of all who wait for the shard; the
 // caller answers them. A job that the step started was never run.
 //
-//	life(s) = the durable life: no initialising, no half-made index
+//	no job runs ⇒ life(s) = the durable life, or errored where that is recovering
 func (n *Net) Revert(s, before *Shard, out *Out) []Ticket {
 	n.leave(s, out)
 	started := s.job != JobNone && (s.Attempt != before.Attempt || s.job != before.job)
@@ -33,10 +33,11 @@ func (n *Net) Revert(s, before *Shard, out *Out) []Ticket {
 	}
 	s.Eager = false
 	switch {
+	case running: // its completion goes on from here
 	case s.Life == shard.Initialising:
 		s.Life = shard.Registered
-	case s.Life == shard.Recovering && !running:
-		s.Life = shard.Errored // until it is recovered once more
+	case s.Life == shard.Recovering:
+		s.Life, s.Fresh, s.Retried = shard.Errored, false, false // until it is recovered once more
 	}
 	tickets := append(append(append([]Ticket(nil), s.Parked...), s.Local...), s.Waiting...)
 	if s.Reclaimer != 0 && s.job != JobRemove {

@@ -103,7 +103,8 @@ func (n *Net) settle(s *Shard, in *Input, out *Out, pending uint16) {
 }
 
 // leaveUnwanted takes the shard out of a queue if it no longer lacks nothing but
-// the token.
+// the token, having got it or not wanting it, and wakes who is next if there is a
+// token for them. No outcome leaves a queue.
 func (n *Net) leaveUnwanted(s *Shard, in *Input, out *Out) {
 	if s.Queued == NoSlot {
 		return
@@ -114,6 +115,16 @@ func (n *Net) leaveUnwanted(s *Shard, in *Input, out *Out) {
 		}
 	}
 	n.leave(s, out)
+}
+
+func (n *Net) leave(s *Shard, out *Out) {
+	slot := s.Queued
+	if slot == NoSlot {
+		return
+	}
+	n.slots[slot].queue.remove(s)
+	s.Queued = NoSlot
+	n.wakeHead(slot, out)
 }
 
 func (n *Net) fire(t *Transition, s *Shard, in *Input, out *Out) {
@@ -162,9 +173,7 @@ func (t *step) start(job Job, slot Slot) {
 	s.job, s.slow = job, job == JobFetch && slot == NoSlot
 	s.Attempt++
 	if slot != NoSlot {
-		p := &t.net.slots[slot]
-		p.used++
-		t.net.leave(s, t.out)
+		t.net.slots[slot].used++
 	}
 	fresh := s.Fresh && (job == JobProbe || job == JobFetch)
 	t.out.Effects = append(t.out.Effects, Effect{Kind: StartJob, Job: job, Attempt: s.Attempt, Fresh: fresh})
@@ -203,18 +212,6 @@ func (n *Net) join(s *Shard, slot Slot) {
 	}
 	s.Queued = slot
 	n.slots[slot].queue.push(s)
-}
-
-// leave takes s out of the queue it stands in, and wakes who is next if there is
-// a token for them.
-func (n *Net) leave(s *Shard, out *Out) {
-	if s.Queued == NoSlot {
-		return
-	}
-	slot := s.Queued
-	n.slots[slot].queue.remove(s)
-	s.Queued = NoSlot
-	n.wakeHead(slot, out)
 }
 
 // wakeHead asks for the evaluation of the first in the queue if a token is free.

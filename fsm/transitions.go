@@ -65,7 +65,7 @@ var table = []*Transition{
 	{Name: "recover-unknown", On: Recover, Guards: g(gNoLife), Op: OpNone, Does: "refuse: no such shard", do: answer(ErrUnknown)},
 
 	{Name: "destroy", On: Destroy, Guards: g(gHasLife, gNoRefs, gWritable), Op: OpDestroy,
-		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceWish, PlaceJob, PlaceFetchSlots, PlaceIndexSlots, PlaceOpenSlots), Emits: k(shard.EventDestroyed),
+		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceWish, PlaceJob), Emits: k(shard.EventDestroyed),
 		Does: "end the life; waiting callers learn that the shard is gone; sweep its files, then answer", do: doDestroy},
 	{Name: "destroy-in-use", On: Destroy, Guards: g(gRefs), Op: OpNone, Does: "refuse: accessors are open", do: answer(ErrInUse)},
 	{Name: "destroy-read-only", On: Destroy, Guards: g(gHasLife, gNoRefs, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
@@ -275,7 +275,6 @@ func doDestroy(t *step) {
 	s := t.s
 	t.answerAll(ErrUnknown, nil)
 	t.closeHandle()
-	t.net.leave(s, t.out)
 	s.Life, s.Data, s.Index = shard.None, Absent, NoIndex
 	s.Handle, s.stale = Closed, s.job != JobNone
 	s.Lazy, s.Eager, s.Healing, s.Ailing, s.Fresh, s.Retried, s.Owned = false, false, false, false, false, false, false
