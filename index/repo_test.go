@@ -93,6 +93,43 @@ func TestRemoveMultihashes(t *testing.T) {
 	}
 }
 
+// boundedBatches counts what each batch of a datastore takes.
+type boundedBatches struct {
+	ds.Batching
+	largest, batches int
+}
+
+func (b *boundedBatches) Batch(ctx context.Context) (ds.Batch, error) {
+	inner, err := b.Batching.Batch(ctx)
+	b.batches++
+	return &countedBatch{Batch: inner, of: b}, err
+}
+
+type countedBatch struct {
+	ds.Batch
+	of *boundedBatches
+	n  int
+}
+
+func (c *countedBatch) Put(ctx context.Context, k ds.Key, v []byte) error {
+	c.n++
+	c.of.largest = max(c.of.largest, c.n)
+	return c.Batch.Put(ctx, k, v)
+}
+
+// TestDatastoreBatchesAreBounded: a large shard is written in batches of some
+// thousands, not in one.
+func TestDatastoreBatchesAreBounded(t *testing.T) {
+	b := &boundedBatches{Batching: dssync.MutexWrap(ds.NewMapDatastore())}
+	v := index.NewInverted(b)
+	if err := v.AddMultihashesForShard(t.Context(), indextest.Draft(t, 1, 10000).Multihashes(), shard.KeyFromString("k")); err != nil {
+		t.Fatal(err)
+	}
+	if b.largest > 5000 || b.batches < 2 {
+		t.Errorf("%d batches, %d entries in the largest", b.batches, b.largest)
+	}
+}
+
 // TestFilesOfOthersStay: a sweep removes what the repository made and nothing else;
 // files have mode 0600 and directories 0700. Proves F18, S8 for indices.
 func TestFilesOfOthersStay(t *testing.T) {

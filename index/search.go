@@ -51,6 +51,9 @@ type finding struct {
 //
 //	first(lo) < digest ≤ first(hi)      proven by checked pages, with
 //	first(-1) = -∞, first(pages) = ∞    by the checked header
+//
+// A mapping that cannot be read faults; turning that into a panic to recover from
+// costs 3 ns of the 110 that a lookup in cached memory takes.
 func (c *indexCore) search(g *group, digest []byte) (f finding, err error) {
 	if c.data != nil {
 		old := debug.SetPanicOnFault(true)
