@@ -4,9 +4,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
+	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -22,6 +24,8 @@ type handle struct {
 	r     io.ReaderAt
 	size  int64
 	src   *source
+	data  []byte // the source mapped, if it is a sealed copy of ours; else nil
+	unmap func() error
 	index finder
 
 	users atomic.Int32
@@ -38,6 +42,13 @@ const shutBias = -1 << 62
 func newHandle(key shard.Key, src *source, f finder) *handle {
 	h := &handle{key: key, r: src.Reader, size: src.size, src: src, index: f, off: make(chan struct{})}
 	h.users.Store(1)
+	// Files that others own are read by system calls: they may shrink under a
+	// mapping.
+	if m, ok := src.Reader.(fsio.Mapper); ok {
+		if data, unmap, err := m.Map(); err == nil {
+			h.data, h.unmap = data, unmap
+		}
+	}
 	return h
 }
 
@@ -76,6 +87,9 @@ func (h *handle) shut() {
 
 func (h *handle) close() {
 	h.index.close()
+	if h.unmap != nil {
+		h.unmap()
+	}
 	h.src.Close()
 }
 
@@ -103,6 +117,9 @@ func (h *handle) readAt(p []byte, off int64) error {
 	if off < 0 || off > h.size-int64(len(p)) {
 		return fmt.Errorf("%d bytes at %d lie outside the source of %d bytes", len(p), off, h.size)
 	}
+	if off+int64(len(p)) <= int64(len(h.data)) {
+		return copyMapped(p, h.data[off:])
+	}
 	n, err := h.r.ReadAt(p, off)
 	if n == len(p) {
 		return nil
@@ -111,4 +128,18 @@ func (h *handle) readAt(p []byte, off int64) error {
 		return fmt.Errorf("the source ends after %d of %d bytes: %w", n, len(p), io.ErrUnexpectedEOF)
 	}
 	return err
+}
+
+// copyMapped copies out of a mapping. If the file was cut off underneath, which
+// nobody but an operator does to a sealed file, it is an error.
+func copyMapped(p, data []byte) (err error) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if r := recover(); r != nil {
+			err = fmt.Errorf("the local copy was cut off: %w", io.ErrUnexpectedEOF)
+		}
+	}()
+	copy(p, data)
+	return nil
 }
