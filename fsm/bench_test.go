@@ -13,10 +13,11 @@ import (
 
 // bed is a net and a shard that is stepped through its life by hand.
 type bed struct {
-	t testing.TB
-	n *Net
-	s *Shard
-	o Out
+	t     testing.TB
+	n     *Net
+	s     *Shard
+	o     Out
+	rival Shard
 	// in is used by the steps that must not allocate: an input belongs to the caller.
 	in Input
 }

@@ -13,7 +13,7 @@
 // Everything else comes from the table in table.go: [Net.Step], which re-evaluates
 // exactly the automatic transitions that read a place which changed; [Explain],
 // which evaluates the same guards; [Mermaid] and [Markdown], the pictures in the
-// documentation; and the model check in the tests.
+// documentation (docs/MACHINE.md); and the model check in the tests.
 //
 // The package does no I/O and keeps no time: it imports neither context, sync,
 // time, io nor os. Callers say what time it is.

@@ -519,7 +519,7 @@ func (w *world) absorb(i int, in *Input, out *Out) {
 		w.answer(i, r.Ticket, r.Accessor)
 	}
 	for _, e := range out.Events {
-		if !Legal(f.durable, e) {
+		if !legalNext(f.durable, e) {
 			w.blame("event " + e.Kind.String() + " after " + f.durable.String())
 		}
 		f.durable = e.Life

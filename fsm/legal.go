@@ -32,10 +32,10 @@ var becomes = [...]shard.Life{
 	shard.EventDestroyed:  shard.None,
 }
 
-// Legal says whether e may be appended to the journal when durable is the life
-// that the newest event of its key recorded, None if there is none. A caller asks
-// before it writes, and panics rather than write an illegal event: the table is
-// wrong then, or was not used.
-func Legal(durable shard.Life, e Event) bool {
+// legalNext says whether the machine may want e recorded of a shard whose newest
+// event recorded the life durable, none if there is none. It is narrower than
+// [shard.CheckNext], the relation that every journal obeys and that is asked before
+// each write: a store also records a recovery of a shard whose mount it cannot make.
+func legalNext(durable shard.Life, e Event) bool {
 	return int(durable) < len(legal) && legal[durable]&(1<<e.Kind) != 0 && becomes[e.Kind] == e.Life
 }
