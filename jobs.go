@@ -66,6 +66,7 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, seq uint64) {
 	case fsm.NotifyFailure:
 		e.d.fails.send(ShardResult{Key: lv.key, Error: eff.Cause})
 	case fsm.Sweep:
+		e.d.top.leave(lv.key)
 		lv.sweep = &sweepOrder{ticket: eff.Ticket, seq: seq}
 		e.endJobThenSweep(lv)
 	}
@@ -417,7 +418,7 @@ func (e *eventLoop) startSweep(lv *live) {
 func (j *job) sweep() {
 	d := j.d
 	var errs []error
-	errs = append(errs, d.top.remove(d.ctx, j.key, j.gen))
+	errs = append(errs, d.top.sweep(d.ctx, j.key))
 	errs = append(errs, d.indices.drop(j.key, j.gen))
 	errs = append(errs, mount.RemoveCopy(d.cfg.fs, d.cfg.TransientsDir, mount.CopyName(j.gen, j.key.String())))
 	if j.mnt != nil {

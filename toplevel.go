@@ -22,10 +22,19 @@ type topLevel struct {
 	ready chan struct{} // closed when the rebuild is done
 	mu    sync.Mutex    // one change of one shard at a time
 	wg    sync.WaitGroup
+
+	// leaving holds the keys whose former life may still have entries. Whoever comes
+	// first removes them: the sweep of that life, or the next life before it adds its
+	// own. The loop takes part, so no long work is done under it.
+	leaving struct {
+		sync.Mutex
+		keys map[shard.Key]struct{}
+	}
 }
 
 func (t *topLevel) init(d *DAGStore, given index.Inverted) {
 	t.d, t.index, t.ready = d, given, make(chan struct{})
+	t.leaving.keys = make(map[shard.Key]struct{})
 	if given == nil {
 		t.index, t.mine = index.NewMemoryInverted(), true
 	}
@@ -87,27 +96,54 @@ func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) erro
 func (t *topLevel) add(ctx context.Context, j *job, it index.MultihashIterator) error {
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if r, ok := t.index.(index.Remover); ok && j.recovering {
-		if err := r.RemoveShard(ctx, j.key); err != nil {
+	if now := t.d.cat.Get(j.key); now == nil || now.Gen() != j.gen {
+		return ErrShardUnknown // destroyed meanwhile; the entries may be another life's by now
+	}
+	if left := t.left(j.key); left || j.recovering {
+		if err := t.removeLocked(ctx, j.key); err != nil {
 			return err
 		}
 	}
 	return t.index.AddMultihashesForShard(ctx, it, j.key)
 }
 
-// remove forgets a destroyed shard, unless its key has another life by now whose
-// entries may be there already.
-func (t *topLevel) remove(ctx context.Context, key shard.Key, gen uint64) error {
+// leave notes that a life of key is over. It does not wait for the index.
+func (t *topLevel) leave(key shard.Key) {
+	t.leaving.Lock()
+	defer t.leaving.Unlock()
+	t.leaving.keys[key] = struct{}{}
+}
+
+// left says, once for each leave, that entries of a former life may be there.
+func (t *topLevel) left(key shard.Key) bool {
+	t.leaving.Lock()
+	defer t.leaving.Unlock()
+	_, ok := t.leaving.keys[key]
+	delete(t.leaving.keys, key)
+	return ok
+}
+
+// sweep removes the entries of a life that is over, unless the next one did.
+func (t *topLevel) sweep(ctx context.Context, key shard.Key) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if !t.left(key) {
+		return nil
+	}
+	return t.removeLocked(ctx, key)
+}
+
+// removeLocked removes all entries of key, or leaves them to the next who tries.
+func (t *topLevel) removeLocked(ctx context.Context, key shard.Key) error {
 	r, ok := t.index.(index.Remover)
 	if !ok {
 		return nil
 	}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if now := t.d.cat.Get(key); now != nil && now.Gen() != gen {
-		return nil
+	err := r.RemoveShard(ctx, key)
+	if err != nil {
+		t.leave(key)
 	}
-	return r.RemoveShard(ctx, key)
+	return err
 }
 
 // ShardsContainingMultihash returns the available shards that hold a block, or an
