@@ -77,9 +77,15 @@ func (d *drafter) add(code uint64, digest []byte, e Entry) error {
 		g.slabs = append(g.slabs, make([]byte, 0, room))
 	}
 	slab := &g.slabs[len(g.slabs)-1]
-	b := append(*slab, digest...)
-	b = binary.LittleEndian.AppendUint64(b, e.Offset<<locShift|uint64(e.HeaderLen))
-	*slab = binary.LittleEndian.AppendUint32(b, uint32(e.Size))
+	end := len(*slab)
+	if cap(*slab)-end < n {
+		*slab = slices.Grow(*slab, n)
+	}
+	*slab = (*slab)[:end+n]
+	b := (*slab)[end : end+n : end+n]
+	copy(b, digest)
+	binary.LittleEndian.PutUint64(b[len(digest):], e.Offset<<locShift|uint64(e.HeaderLen))
+	binary.LittleEndian.PutUint32(b[len(digest)+8:], uint32(e.Size))
 	g.records++
 	d.n++
 	return nil
