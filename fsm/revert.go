@@ -25,6 +25,7 @@ func (n *Net) Revert(s, before *Shard, out *Out) []Ticket {
 	}
 	running := !started && s.job != JobNone
 	attempt, owner := s.Attempt, s.Owner
+	tickets := s.waiting(nil) // that of the step itself, too
 	*s = *before
 	s.Attempt, s.Owner, s.Queued = attempt, owner, NoSlot
 	if !running {
@@ -39,13 +40,25 @@ func (n *Net) Revert(s, before *Shard, out *Out) []Ticket {
 	case s.Life == shard.Recovering:
 		s.Life, s.Fresh, s.Retried = shard.Errored, false, false // until it is recovered once more
 	}
-	tickets := append(append(append([]Ticket(nil), s.Parked...), s.Local...), s.Waiting...)
+	tickets = s.waiting(tickets)
 	if s.Reclaimer != 0 && s.job != JobRemove {
 		tickets = append(tickets, s.Reclaimer)
 		s.Reclaimer = 0
 	}
 	s.Parked, s.Local, s.Waiting = nil, nil, nil
 	return tickets
+}
+
+// waiting appends the tickets that wait for the shard and are not among ts.
+func (s *Shard) waiting(ts []Ticket) []Ticket {
+	for _, list := range [...][]Ticket{s.Parked, s.Local, s.Waiting} {
+		for _, t := range list {
+			if !has(ts, t) {
+				ts = append(ts, t)
+			}
+		}
+	}
+	return ts
 }
 
 // restJob puts the places that a job occupies back to where they were without it.
