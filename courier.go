@@ -95,6 +95,9 @@ func watchBuffered(req *request, acc *ShardAccessor) {
 		}
 	})
 	acc.onUse.Store(&stop)
+	if acc.used.Load() {
+		stop() // it was received and used in between
+	}
 }
 
 func (c *courier) hold(p parcel) {

@@ -55,9 +55,11 @@ type eventLoop struct {
 	parked  map[fsm.Ticket]*request
 	mounts  map[uint64]retained // live mounts of this process by generation
 	copies  map[shard.Key]uint64
-	idle    idleList
-	revive  pool
-	slow    pool
+	// outlived are the handles that accessors use and the loop no longer does.
+	outlived map[*handle]struct{}
+	idle     idleList
+	revive   pool
+	slow     pool
 
 	seq      uint64    // of the last event given to the journal
 	startSeq uint64    // ... when the store started
@@ -104,8 +106,8 @@ func newEventLoop(d *DAGStore) *eventLoop {
 			d.cfg.MaxConcurrentReadyFetches, d.cfg.MaxConcurrentIndex, d.cfg.MaxConcurrentOpens),
 		parked: make(map[fsm.Ticket]*request),
 		mounts: make(map[uint64]retained),
-		copies: make(map[shard.Key]uint64),
-		clock:  func() int64 { return time.Now().UnixNano() },
+		copies: make(map[shard.Key]uint64), outlived: make(map[*handle]struct{}),
+		clock: func() int64 { return time.Now().UnixNano() },
 	}
 	e.mu.room = make(chan struct{})
 	e.out.Trace = d.cfg.TraceCh != nil
@@ -427,6 +429,9 @@ func (e *eventLoop) refuseAll() {
 		if lv.handle != nil {
 			lv.handle.shut()
 		}
+	}
+	for h := range e.outlived {
+		h.shut()
 	}
 	e.idle.stop()
 	e.mu.Lock()

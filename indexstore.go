@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/ipfs/go-cid"
 	carindex "github.com/ipld/go-car/v2/index"
@@ -47,7 +48,7 @@ func newIndexStore(repo index.FullIndexRepo) indexStore {
 	if life, ok := repo.(index.LifeRepo); ok {
 		return lifeStore{repo, life}
 	}
-	return keyStore{repo}
+	return &keyStore{repo: repo, builder: make(map[shard.Key]uint64)}
 }
 
 // draft makes an index of r, with the configured indexer or the built-in scanner.
@@ -181,9 +182,16 @@ func sectionAt(r io.ReaderAt, l *carscan.Layout, offset uint64, m string) (locat
 }
 
 // keyStore keeps one index per key in a repository that knows nothing of lives.
-type keyStore struct{ repo index.FullIndexRepo }
+type keyStore struct {
+	repo index.FullIndexRepo
+	// changing is held while an index is replaced or dropped; it guards builder.
+	changing sync.Mutex
+	// builder is the generation that last stored an index of the key: what is left
+	// of a former life leaves that alone.
+	builder map[shard.Key]uint64
+}
 
-func (st keyStore) build(ctx context.Context, j *job, r mount.Reader, size int64) (shard.IndexInfo, index.MultihashIterator, error) {
+func (st *keyStore) build(ctx context.Context, j *job, r mount.Reader, size int64) (shard.IndexInfo, index.MultihashIterator, error) {
 	d, err := j.draft(ctx, r, size)
 	if err != nil {
 		return shard.IndexInfo{}, nil, err
@@ -196,16 +204,22 @@ func (st keyStore) build(ctx context.Context, j *job, r mount.Reader, size int64
 	if err != nil {
 		return shard.IndexInfo{}, nil, err
 	}
+	st.changing.Lock()
+	defer st.changing.Unlock()
+	if st.builder[j.key] > j.gen {
+		return shard.IndexInfo{}, nil, ErrShardUnknown // destroyed meanwhile
+	}
 	if _, err := st.repo.DropFullIndex(j.key); err != nil && !errors.Is(err, index.ErrNotFound) {
 		return shard.IndexInfo{}, nil, fmt.Errorf("failed to drop the earlier index of the shard: %w", err)
 	}
 	if err := st.repo.AddFullIndex(j.key, x); err != nil {
 		return shard.IndexInfo{}, nil, fmt.Errorf("failed to add index for shard: %w", err)
 	}
+	st.builder[j.key] = j.gen
 	return d.Info(), d.Multihashes(), nil
 }
 
-func (st keyStore) open(key shard.Key, _ uint64) (finder, error) {
+func (st *keyStore) open(key shard.Key, _ uint64) (finder, error) {
 	idx, err := st.repo.GetFullIndex(key)
 	if err != nil {
 		return nil, err
@@ -213,7 +227,13 @@ func (st keyStore) open(key shard.Key, _ uint64) (finder, error) {
 	return findIn(idx), nil
 }
 
-func (st keyStore) drop(key shard.Key, _ uint64) error {
+func (st *keyStore) drop(key shard.Key, gen uint64) error {
+	st.changing.Lock()
+	defer st.changing.Unlock()
+	if st.builder[key] > gen {
+		return nil
+	}
+	delete(st.builder, key)
 	_, err := st.repo.DropFullIndex(key)
 	if errors.Is(err, index.ErrNotFound) {
 		return nil
@@ -221,9 +241,9 @@ func (st keyStore) drop(key shard.Key, _ uint64) error {
 	return err
 }
 
-func (st keyStore) sweep(func(uint64) bool) (int, error) { return 0, nil }
+func (st *keyStore) sweep(func(uint64) bool) (int, error) { return 0, nil }
 
-func (st keyStore) multihashes(key shard.Key, _ uint64) (index.MultihashIterator, func(), error) {
+func (st *keyStore) multihashes(key shard.Key, _ uint64) (index.MultihashIterator, func(), error) {
 	idx, err := st.repo.GetFullIndex(key)
 	if err != nil {
 		return nil, nil, err

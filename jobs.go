@@ -60,7 +60,7 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, seq uint64) {
 		e.startJob(lv, eff)
 	case fsm.CloseHandle:
 		if lv.handle != nil {
-			lv.handle.release()
+			e.letGo(lv.handle)
 			lv.handle = nil
 		}
 	case fsm.NotifyFailure:
@@ -84,6 +84,20 @@ func (e *eventLoop) endJobThenSweep(lv *live) {
 			done: &completion{attempt: lv.s.Attempt, err: context.Canceled}})
 	default:
 		lv.cancelJob()
+	}
+}
+
+// letGo ends the loop's use of a handle. If accessors go on using it, that is noted,
+// so that Close ends them.
+func (e *eventLoop) letGo(h *handle) {
+	h.release()
+	for old := range e.outlived {
+		if old.isOff.Load() {
+			delete(e.outlived, old)
+		}
+	}
+	if !h.isOff.Load() {
+		e.outlived[h] = struct{}{}
 	}
 }
 
