@@ -291,13 +291,13 @@ func (d *DAGStore) recoverState(ctx context.Context) error {
 	default:
 		d.journal = journal.NewMemory()
 	}
-	if namespaced != nil && d.journal.Head().Seq == 0 {
+	if err := d.cat.Load(contextJournal{d.journal, ctx}); err != nil {
+		return fmt.Errorf("dagstore: replay: %w", err)
+	}
+	if namespaced != nil && d.cfg.ShardRepo == nil {
 		if err := d.adoptLegacy(ctx, namespaced); err != nil {
 			return err
 		}
-	}
-	if err := d.cat.Load(contextJournal{d.journal, ctx}); err != nil {
-		return fmt.Errorf("dagstore: replay: %w", err)
 	}
 	d.loop.seq = d.journal.Head().Seq
 	d.loop.startSeq = d.loop.seq

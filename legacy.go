@@ -14,6 +14,7 @@ import (
 	carindex "github.com/ipld/go-car/v2/index"
 
 	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -51,63 +52,93 @@ func (s *Shard) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// adoptedKey marks a datastore whose records of the predecessor have been adopted,
+// so that a shard destroyed since does not come back.
+var adoptedKey = ds.NewKey("/journal-adopted")
+
 // adoptLegacy takes over what the predecessor left in the datastore: each record
 // becomes a registration and what has become of it since. The records stay where
-// they are. It runs when the journal is empty, and writes the journal in batches;
-// one that was cut short by a crash is finished the next time, since the records of
-// shards that are there already are skipped.
+// they are. An adoption that a crash cut short goes on the next time: shards that
+// the catalogue has already are left out.
 func (d *DAGStore) adoptLegacy(ctx context.Context, store ds.Datastore) error {
-	results, err := store.Query(ctx, query.Query{})
+	done, err := store.Has(ctx, adoptedKey)
 	if err != nil {
 		return fmt.Errorf("dagstore: look for records of the predecessor: %w", err)
+	}
+	if done {
+		return nil
+	}
+	recs, err := d.legacyRecords(ctx, store)
+	if err != nil {
+		return err
+	}
+	for len(recs) > 0 {
+		n := min(len(recs), maxBatchEvents/2)
+		if err := d.adopt(recs[:n]); err != nil {
+			return err
+		}
+		recs = recs[n:]
+	}
+	if err := store.Put(ctx, adoptedKey, []byte("1")); err != nil {
+		return fmt.Errorf("dagstore: mark the records of the predecessor as adopted: %w", err)
+	}
+	return store.Sync(ctx, adoptedKey)
+}
+
+// legacyRecords reads the records whose shards are not in the catalogue.
+func (d *DAGStore) legacyRecords(ctx context.Context, store ds.Datastore) ([]PersistedShard, error) {
+	results, err := store.Query(ctx, query.Query{})
+	if err != nil {
+		return nil, fmt.Errorf("dagstore: look for records of the predecessor: %w", err)
 	}
 	defer results.Close()
 	var recs []PersistedShard
 	for r := range results.Next() {
 		if r.Error != nil {
-			return fmt.Errorf("dagstore: read records of the predecessor: %w", r.Error)
+			return nil, fmt.Errorf("dagstore: read records of the predecessor: %w", r.Error)
 		}
 		var p PersistedShard
 		if err := json.Unmarshal(r.Value, &p); err != nil || p.Key == "" || ds.NewKey(p.Key).String() != r.Key {
 			continue // something else of the daemon's
 		}
-		if err := shard.KeyFromString(p.Key).Validate(); err != nil {
+		key := shard.KeyFromString(p.Key)
+		if err := key.Validate(); err != nil {
 			d.log.Warn("adopt: a record of the predecessor has a key that cannot be", "err", err)
 			continue
 		}
-		recs = append(recs, p)
+		if d.cat.Get(key) == nil {
+			recs = append(recs, p)
+		}
 	}
-	return d.adopt(recs)
+	return recs, nil
 }
 
-// adopt journals the records: all registrations as one batch, so that adoption
-// happened or did not, then what each has become.
+// adopt journals some records as one batch and shows it.
 func (d *DAGStore) adopt(recs []PersistedShard) error {
-	if len(recs) == 0 {
-		return nil
-	}
 	now := time.Now().UnixNano()
 	seq := d.journal.Head().Seq
-	born := make([]shard.Event, len(recs))
-	var later []shard.Event
+	var events []shard.Event
 	for i := range recs {
 		p := &recs[i]
 		seq++
 		st := shard.State{Life: shard.Registered, Lazy: p.Lazy || p.State == ShardStateAvailable || p.State == ShardStateServing,
 			URL: p.URL, Transient: d.adoptCopy(p, seq)}
-		born[i] = shard.Event{Seq: seq, Gen: seq, Time: now, Kind: shard.EventRegistered, Key: shard.KeyFromString(p.Key), State: st}
-		if e, ok := d.adoptState(p, born[i]); ok {
-			later = append(later, e)
+		born := shard.Event{Seq: seq, Gen: seq, Time: now, Kind: shard.EventRegistered, Key: shard.KeyFromString(p.Key), State: st}
+		events = append(events, born)
+		if e, ok := d.adoptState(p, born); ok {
+			seq++
+			e.Seq = seq
+			events = append(events, e)
 		}
 	}
-	for i := range later {
-		seq++
-		later[i].Seq = seq
+	pos, err := d.journal.Append(events)
+	if err == nil {
+		err = d.cat.Apply(&journal.Batch{Events: events, End: pos})
 	}
-	if _, err := d.journal.Append(append(born, later...)); err != nil {
+	if err != nil {
 		return fmt.Errorf("dagstore: adopt %d records of the predecessor: %w", len(recs), err)
 	}
-	d.log.Info("adopted the predecessor's records", "shards", len(recs))
+	d.log.Info("adopted records of the predecessor", "shards", len(recs))
 	return nil
 }
 

@@ -34,8 +34,9 @@ func (d *DAGStore) sweepAtStart() error {
 		if gens == nil {
 			gens = generations(snap)
 		}
+		// Generation 0 is what a daemon put there itself, by AddFullIndex.
 		_, ok := slices.BinarySearch(gens, gen)
-		return ok
+		return ok || gen == 0
 	})
 	if err != nil {
 		d.log.Warn("start: some indices could not be removed", "err", err)
