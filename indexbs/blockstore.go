@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 The constructor returns what the predecessor's returned, the archived Blockstore.
+
 package indexbs
 
 import (
@@ -59,7 +61,7 @@ const (
 
 // String returns "Get" or "GetSize".
 func (o BlockstoreOp) String() string {
-	if o == BlockstoreOpGet {
+	if o {
 		return "Get"
 	}
 	return "GetSize"

@@ -1,3 +1,5 @@
+//lint:file-ignore SA1019 The predecessor's signatures name the archived Blockstore.
+
 package indexbs_test
 
 import (
