@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"sync"
 
 	"github.com/dagstore/dagstore/internal/carscan"
 )
@@ -40,8 +41,10 @@ func (x *ShardIndex) CheckSource(r io.ReaderAt, size int64) error {
 		}
 	}
 	n := min(c.records, sourceSamples)
+	buf := sectionBuffers.Get().(*[carscan.MaxSectionHeader]byte)
+	defer sectionBuffers.Put(buf)
 	for i := range n {
-		if err := c.checkSample(r, l, opts, c.records*i/n); err != nil {
+		if err := c.checkSample(r, l, opts, c.records*i/n, buf[:]); err != nil {
 			return err
 		}
 	}
@@ -62,29 +65,30 @@ func compareLayout(b *Binding, l *carscan.Layout) error {
 	return nil
 }
 
+var sectionBuffers = sync.Pool{New: func() any { return new([carscan.MaxSectionHeader]byte) }}
+
 // checkSample compares record number n, counted over all groups, with the section
-// that it points to.
-func (c *indexCore) checkSample(r io.ReaderAt, l *carscan.Layout, opts carscan.Options, n uint64) error {
+// that it points to, whose header it reads into buf.
+func (c *indexCore) checkSample(r io.ReaderAt, l *carscan.Layout, opts carscan.Options, n uint64, buf []byte) error {
 	i := 0
 	for ; n >= c.groups[i].records; i++ {
 		n -= c.groups[i].records
 	}
 	g := &c.groups[i]
 	return c.eachRecord(g, n, func(digest []byte, e Entry) error {
-		var buf [carscan.MaxSectionHeader]byte
 		var rec carscan.Record
+		err := carscan.SectionAt(r, l, e.Offset, opts, buf, &rec)
+		same := err == nil && rec.Code == g.code && string(rec.Digest) == string(digest) &&
+			(e.Size == unknownSize || rec.Size == e.Size && rec.HeaderLen == e.HeaderLen)
+		if same {
+			return errStop
+		}
 		what := fmt.Sprintf("section at %d of the payload", e.Offset)
-		want := fmt.Sprintf("block %x (function %#x)", digest, g.code)
-		if err := carscan.SectionAt(r, l, e.Offset, opts, buf[:], &rec); err != nil {
+		want := fmt.Sprintf("block %x (function %#x) in %d+%d bytes", digest, g.code, e.HeaderLen, e.Size)
+		if err != nil {
 			return asMismatch(what, want, err)
 		}
-		if rec.Code != g.code || string(rec.Digest) != string(digest) {
-			return mismatch(what, want, fmt.Sprintf("block %x (function %#x)", rec.Digest, rec.Code))
-		}
-		if e.Size != unknownSize && (rec.Size != e.Size || rec.HeaderLen != e.HeaderLen) {
-			return mismatch(what, fmt.Sprintf("%d+%d bytes", e.HeaderLen, e.Size), fmt.Sprintf("%d+%d bytes", rec.HeaderLen, rec.Size))
-		}
-		return errStop
+		return mismatch(what, want, fmt.Sprintf("block %x (function %#x) in %d+%d bytes", rec.Digest, rec.Code, rec.HeaderLen, rec.Size))
 	})
 }
 
