@@ -83,6 +83,10 @@ func (e *eventLoop) reviveLive(rec *projection.Record) *live {
 	restingShard(rec, s)
 	s.Healing = st.Life == shard.Errored && e.d.cfg.RecoverOnStart == RecoverOnAcquire && rec.Seq() <= e.startSeq
 	e.addLive(lv)
+	if st.Life == shard.Recovering {
+		// Nothing goes on: a start found it so, or its end could not be recorded.
+		e.internal = append(e.internal, input{lv: lv, trig: fsm.Resume})
+	}
 	if r, ok := e.mounts[s.Gen]; ok {
 		e.revived(lv, r.mnt, r.direct, nil)
 		return lv
@@ -97,6 +101,7 @@ func (e *eventLoop) reviveLive(rec *projection.Record) *live {
 			e.revived(lv, mnt, direct, err)
 			e.resumeDeferred(lv)
 			e.drain()
+			e.rest(lv) // those that it was made for may be gone
 		}})
 	})
 	return lv

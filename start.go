@@ -97,7 +97,10 @@ func (e *eventLoop) resume(rec *projection.Record) {
 		if now := e.d.cat.Get(rec.Key()); now == nil || now.Gen() != rec.Gen() {
 			return
 		}
-		lv = e.reviveLive(rec)
+		if lv = e.reviveLive(rec); rec.Life() == shard.Recovering {
+			e.drain() // revived, it resumes of itself
+			return
+		}
 	}
 	e.feed(&input{lv: lv, trig: fsm.Resume})
 	e.drain()
