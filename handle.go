@@ -137,6 +137,9 @@ func copyMapped(p, data []byte) (err error) {
 	defer func() {
 		debug.SetPanicOnFault(old)
 		if r := recover(); r != nil {
+			if _, ok := r.(interface{ Addr() uintptr }); !ok {
+				panic(r)
+			}
 			err = fmt.Errorf("the local copy was cut off: %w", io.ErrUnexpectedEOF)
 		}
 	}()

@@ -114,7 +114,8 @@ type job struct {
 	indexed bool
 	// recovering: there may be traces of an earlier index.
 	recovering bool
-	held       []io.Closer // closed when the job ends
+	held       []io.Closer        // closed when the job ends
+	cancel     context.CancelFunc // of the job's context; the reader's once there is one
 	info       shard.IndexInfo
 	transient  string // the caller's own copy, if it may be used
 	loop       *eventLoop
@@ -137,9 +138,10 @@ func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
 	lv.cancelJob = cancel
 	attempt := eff.Attempt
 	slow := s.Slow()
+	j.cancel = cancel
 	run := func() {
-		defer cancel()
 		c := j.run(ctx)
+		j.cancel()
 		c.attempt = attempt
 		in := input{lv: lv, trig: doneTrigger(j.kind), done: c}
 		if slow {
@@ -297,24 +299,21 @@ func (s *source) Close() error {
 	return err
 }
 
-// reader opens the shard's bytes. ctx bounds the opening; what was opened stays
-// good until it is closed, or the store is.
+// reader opens the shard's bytes. They stay good until they are closed, or the
+// store is: with them goes the job's context, which the mount was given.
 func (j *job) reader(ctx context.Context) (*source, error) {
-	reading, cancel := context.WithCancel(j.d.ctx)
-	stop := context.AfterFunc(ctx, cancel)
 	var r mount.Reader
 	var err error
 	if j.direct {
-		r, err = abandonable(ctx, j.d, func() (mount.Reader, error) { return j.mnt.Fetch(reading) }, func(r mount.Reader) { r.Close() })
+		r, err = abandonable(ctx, j.d, func() (mount.Reader, error) { return j.mnt.Fetch(ctx) }, func(r mount.Reader) { r.Close() })
 	} else {
-		r, err = j.copyReader(reading)
+		r, err = j.copyReader(ctx)
 	}
-	stop()
 	if err != nil {
-		cancel()
 		return nil, err
 	}
-	s := &source{Reader: r, cancel: cancel}
+	s := &source{Reader: r, cancel: j.cancel}
+	j.cancel = func() {}
 	if s.size, err = sizeOf(r); err != nil {
 		s.Close()
 		return nil, fmt.Errorf("size of the source: %w", err)

@@ -180,7 +180,7 @@ func (c *indexCore) page(g *group, i uint64, buf *pageBuffer) ([]byte, error) {
 
 // copyPage is page, copied to buf and checked there.
 func (c *indexCore) copyPage(g *group, i uint64, buf *pageBuffer) (records []byte, err error) {
-	defer c.guard(&err)()
+	defer c.unguard(c.guard(), &err)
 	at, size := g.page(i)
 	if c.data != nil {
 		copy(buf[:size], c.data[at:at+size])
@@ -194,18 +194,19 @@ func (c *indexCore) copyPage(g *group, i uint64, buf *pageBuffer) (records []byt
 	return records, nil
 }
 
-// guard turns a fault on the mapping (a file that shrank underneath, a disk that
-// fails) into an error in *err. Use: defer c.guard(&err)().
-func (c *indexCore) guard(err *error) func() {
+// guard and unguard turn a fault on the mapping (a file that shrank underneath, a
+// disk that fails) into an error. Use: defer c.unguard(c.guard(), &err).
+func (c *indexCore) guard() (old bool) {
+	return c.data != nil && debug.SetPanicOnFault(true)
+}
+
+func (c *indexCore) unguard(old bool, err *error) {
 	if c.data == nil {
-		return func() {}
+		return
 	}
-	old := debug.SetPanicOnFault(true)
-	return func() {
-		debug.SetPanicOnFault(old)
-		if r := recover(); r != nil {
-			*err = c.fault(r)
-		}
+	debug.SetPanicOnFault(old)
+	if r := recover(); r != nil {
+		*err = c.fault(r)
 	}
 }
 

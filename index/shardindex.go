@@ -156,7 +156,7 @@ func (c *indexCore) open(r io.ReaderAt, size int64) (*ShardIndex, error) {
 }
 
 func (c *indexCore) readHeader(r io.ReaderAt, size int64) (err error) {
-	defer c.guard(&err)()
+	defer c.unguard(c.guard(), &err)
 	buf := pageBuffers.Get().(*pageBuffer)
 	defer pageBuffers.Put(buf)
 	first := buf[:min(int64(len(buf)), max(size, 0))]
