@@ -285,7 +285,7 @@ func (v *groupVerifier) fanOut() (err error) {
 	if v.g.fanBits == 0 {
 		return nil
 	}
-	defer v.c.guard(&err)()
+	defer v.c.unguard(v.c.guard(), &err)
 	buf := pageBuffers.Get().(*pageBuffer)
 	defer pageBuffers.Put(buf)
 	entries := uint64(1) << v.g.fanBits
