@@ -98,9 +98,11 @@ type Upgrader struct {
 type flight struct {
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
-	waiters int           // guarded by Upgrader.mu
-	done    chan struct{} // closed when err is set
-	err     error
+	waiters int // guarded by Upgrader.mu
+	// publishing: the copy is being given its name. Guarded by Upgrader.mu.
+	publishing bool
+	done       chan struct{} // closed when err is set
+	err        error
 }
 
 var _ Mount = (*Upgrader)(nil)
@@ -319,18 +321,24 @@ func (u *Upgrader) await(ctx context.Context) error {
 	case <-f.done:
 		return f.err
 	case <-ctx.Done():
-		u.leave(f)
+		if u.leave(f) {
+			<-f.done // the disk's work, not the mount's
+		}
 		return ctx.Err()
 	}
 }
 
-// leave takes one waiter off f; the last one ends it.
-func (u *Upgrader) leave(f *flight) {
+// leave takes one waiter off f; the last one ends it. It reports whether that came
+// too late to keep the copy from becoming visible: then it is being given its name,
+// and who left waits for that, so that what they do next comes after it.
+func (u *Upgrader) leave(f *flight) (late bool) {
 	u.mu.Lock()
 	defer u.mu.Unlock()
-	if f.waiters--; f.waiters == 0 {
-		u.dropLocked(f, errAbandoned)
+	if f.waiters--; f.waiters > 0 {
+		return false
 	}
+	u.dropLocked(f, errAbandoned)
+	return f.publishing
 }
 
 // dropLocked ends f early. Newcomers no longer join it, and it can no longer make
@@ -521,6 +529,7 @@ func (u *Upgrader) publish(f *flight, temp string) error {
 	defer u.disk.Unlock()
 	u.mu.Lock()
 	current := u.mu.flight == f
+	f.publishing = current
 	u.mu.Unlock()
 	if !current {
 		return context.Cause(f.ctx)
