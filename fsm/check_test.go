@@ -142,6 +142,9 @@ func (c *checker) watch(t *Transition, st *step) {
 	c.fired[t]++
 	c.exclusive(t, st)
 	before, outBefore := mark(st.net, st.s), *st.out
+	if p := &st.net.slots[t.Slot]; t.Slot != NoSlot && p.queue.n > 0 && p.queue.first() != st.s {
+		c.fail("%s takes the token of somebody ahead in the queue", t.Name)
+	}
 	old := *st.s
 	old.Parked, old.Local, old.Waiting = cloned(old.Parked), cloned(old.Local), cloned(old.Waiting)
 	if c.thorough && (c.fired[t] < 40 || c.fired[t]%256 == 0) {
@@ -414,6 +417,9 @@ func (c *checker) shardState(w *world, i int) string {
 // the shard stands in the queue of a slot exactly if it lacks only the token.
 func (c *checker) evaluated(w *world, i int) string {
 	s := &w.shards[i]
+	if w.woken&(1<<i) != 0 {
+		return "" // it will be
+	}
 	lacks := NoSlot
 	for _, t := range c.m.autos {
 		var others []*Guard
@@ -470,6 +476,12 @@ func (c *checker) rests(w *world) {
 
 // finishOne ends one running job: well, badly, or any way that the variant takes.
 func (w *world) finishOne(variant int) bool {
+	for i := range w.cfg.shards {
+		if w.woken&(1<<i) != 0 {
+			w.apply(move{shard: i, in: Input{Trigger: Auto}}, nil)
+			return true
+		}
+	}
 	for i := range w.cfg.shards {
 		if ins := w.completions(i); len(ins) > 0 {
 			in := ins[[...]int{0, len(ins) - 1, len(ins) / 2}[variant]]

@@ -82,7 +82,8 @@ type Answer struct {
 	// Cause is the last failure, empty if it was mended.
 	Cause string `json:"cause,omitempty"`
 	// Missing are the transitions that would come next on the way to an accessor,
-	// each with what keeps it. Empty if a job is on the way.
+	// each with what keeps it: nothing, if the shard is about to be woken. Empty if a
+	// job is on the way.
 	Missing []Verdict `json:"missing,omitempty"`
 }
 
@@ -135,8 +136,8 @@ func missing(n *Net, s *Shard) (vs []Verdict) {
 		}
 	}
 	for _, t := range n.m.autos {
-		if v := t.explain(n, s, &Input{}); t.onTheWay(n, s) && !v.Enabled() {
-			vs = append(vs, v)
+		if t.onTheWay(n, s) {
+			vs = append(vs, t.explain(n, s, &Input{}))
 		}
 	}
 	return vs

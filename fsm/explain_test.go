@@ -157,3 +157,51 @@ func TestLegal(t *testing.T) {
 		}
 	}
 }
+
+// three returns a net with one token per slot and three shards that are read in
+// place, available and closed.
+func three() (*Net, [3]*Shard) {
+	var shards [3]*Shard
+	for i := range shards {
+		shards[i] = &Shard{Gen: uint64(i + 1), Life: shard.Available, Data: Direct, Index: Indexed}
+	}
+	return NewNet(1, 1, 1), shards
+}
+
+// TestLeavingWakesTheNext: when the head of a queue was woken and no longer wants
+// its token, the next is woken. Proves N8 for a queue of two.
+func TestLeavingWakesTheNext(t *testing.T) {
+	n, s := three()
+	var out Out
+	for i := range s {
+		n.Step(s[i], &Input{Trigger: Acquire, Ticket: Ticket(i + 1)}, &out)
+	}
+	out.Reset()
+	n.Step(s[0], &Input{Trigger: OpenDone, Attempt: 1}, &out)
+	if len(out.Wake) != 1 || out.Wake[0] != s[1] {
+		t.Fatalf("the end of a job wakes %d shards", len(out.Wake))
+	}
+	out.Reset()
+	n.Step(s[1], &Input{Trigger: Cancel, Ticket: 2}, &out)
+	if len(out.Wake) != 1 || out.Wake[0] != s[2] {
+		t.Fatalf("leaving the queue wakes %d shards", len(out.Wake))
+	}
+	n.Step(s[2], &Input{}, &out)
+	if s[2].Job() != JobOpen {
+		t.Errorf("job %s", s[2].Job())
+	}
+}
+
+// TestOneQueueAtATime: a shard that comes to lack another token changes queues.
+func TestOneQueueAtATime(t *testing.T) {
+	n, s := three()
+	var out Out
+	n.Step(s[0], &Input{Trigger: Acquire, Ticket: 1}, &out)    // the open token
+	n.Step(s[1], &Input{Trigger: Damage, Err: errModel}, &out) // the index token
+	n.Step(s[2], &Input{Trigger: Acquire, Ticket: 3}, &out)    // lacks open
+	n.Step(s[2], &Input{Trigger: Damage, Err: errModel}, &out) // lacks index
+	_, _, open := n.Slots(OpenSlot)
+	if _, _, index := n.Slots(IndexSlot); open != 0 || index != 1 || s[2].Queued != IndexSlot {
+		t.Errorf("%d wait for open, %d for index, the shard for %s", open, index, s[2].Queued)
+	}
+}

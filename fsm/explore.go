@@ -18,6 +18,7 @@ type config struct {
 	durable         bool // restarts, heal policies, the journal turning read-only
 	hostile         bool // damage, closing of idle handles, copies of others
 	late            bool // stray and outdated inputs
+	delayed         bool // a shard that is to be woken is woken later
 	lost            bool // appends that fail, for this step or from now on
 	noDownload      bool // acquires that forbid a download
 	direct, copied  bool // sources read in place, sources that need a copy
@@ -73,7 +74,9 @@ type world struct {
 	cfg     *config
 	// broken says which rule of the game was broken on the way here, if any.
 	broken string
-	depth  int // of steps that woke each other
+	// woken has a bit for each shard that is to be woken, if that may take time.
+	woken uint8
+	depth int // of steps that woke each other
 	// wantMended: the move is a fault that must be mended, not recorded.
 	wantMended bool
 }
@@ -143,7 +146,7 @@ func (w *world) key() (k worldKey) {
 		put(int(f.durable) | flags(f.lazy, f.direct, f.open, f.distrusted)<<4 | flags(f.mended)<<3)
 		put(int(f.job) | int(f.token)<<4)
 	}
-	put(flags(w.net.ReadOnly))
+	put(flags(w.net.ReadOnly) | int(w.woken)<<1)
 	for s := FetchSlot; s < numSlots; s++ {
 		p := &w.net.slots[s]
 		order := 0
@@ -241,6 +244,9 @@ func (w *world) moves() []move { return w.movesInto(nil) }
 func (w *world) movesInto(ms []move) []move {
 	step := func(shard int, in Input) { ms = append(ms, move{shard: shard, in: in}) }
 	for i := range w.cfg.shards {
+		if w.woken&(1<<i) != 0 {
+			step(i, Input{Trigger: Auto})
+		}
 		if i == 1 && w.cfg.rival {
 			w.rivalry(step)
 			break
@@ -444,6 +450,9 @@ func (w *world) request(m move) {
 		}
 	}
 	s, f := &w.shards[m.shard], &w.fates[m.shard]
+	if in.Trigger == Auto {
+		w.woken &^= 1 << m.shard
+	}
 	if f.job == JobNone || doneOf[f.job] != in.Trigger || in.Attempt != s.Attempt {
 		return
 	}
@@ -476,9 +485,17 @@ func (w *world) step(i int, in Input, seen func(int, *Input, *Out)) {
 	if seen != nil {
 		seen(i, &in, &out)
 	}
-	for _, s := range out.Wake {
-		if w.broken == "" {
-			w.step(w.indexOf(s), Input{Trigger: Auto}, seen)
+	w.wake(out.Wake, seen)
+}
+
+// wake evaluates the shards, or notes that it must be done.
+func (w *world) wake(shards []*Shard, seen func(int, *Input, *Out)) {
+	for _, s := range shards {
+		switch i := w.indexOf(s); {
+		case w.cfg.delayed:
+			w.woken |= 1 << i
+		case w.broken == "":
+			w.step(i, Input{Trigger: Auto}, seen)
 		}
 	}
 }
@@ -500,9 +517,7 @@ func (w *world) lose(i int, in Input, frozen bool) {
 		}
 		f.distrusted, f.mended = s.Fresh, s.Retried
 	}
-	for _, x := range out.Wake {
-		w.step(w.indexOf(x), Input{Trigger: Auto}, nil)
-	}
+	w.wake(out.Wake, nil)
 }
 
 // refuse answers the caller of t with an error, if that was not done.

@@ -6,7 +6,6 @@ import (
 	"sort"
 	"sync"
 	"testing"
-	"time"
 
 	"github.com/dagstore/dagstore/shard"
 )
@@ -237,12 +236,20 @@ func (m mutant) caught() (why string) {
 	return ""
 }
 
+// TestMutants makes the table wrong in about a thousand ways, one at a time: each
+// guard removed and negated, each write undeclared, each mistake in each outcome
+// where it makes a difference. Every one must fail the model check. Proves N10.
 func TestMutants(t *testing.T) {
 	var all []mutant
 	all = append(all, guardMutants()...)
 	all = append(all, writeMutants()...)
 	all = append(all, outcomeMutants()...)
-	t.Logf("%d mutants", len(all))
+	if raceEnabled { // which makes each several times as slow
+		for i := range len(all) / 12 {
+			all[i] = all[i*12]
+		}
+		all = all[:len(all)/12]
+	}
 	var mu sync.Mutex
 	var survivors []string
 	work := make(chan mutant)
@@ -250,12 +257,7 @@ func TestMutants(t *testing.T) {
 	for range 2 {
 		wg.Go(func() {
 			for m := range work {
-				begin := time.Now()
-				why := m.caught()
-				if d := time.Since(begin); d > time.Second {
-					t.Logf("%s: %v %.80s", m.name, d, why)
-				}
-				if why == "" {
+				if m.caught() == "" {
 					mu.Lock()
 					survivors = append(survivors, m.name)
 					mu.Unlock()
@@ -270,7 +272,7 @@ func TestMutants(t *testing.T) {
 	wg.Wait()
 	sort.Strings(survivors)
 	for _, s := range survivors {
-		t.Errorf("%q survives", s)
+		t.Errorf("%q survives the model check: if nothing depends on it, remove it from the table; else say in checker what does", s)
 	}
 	t.Logf("%d mutants, %d survive", len(all), len(survivors))
 }
