@@ -232,6 +232,7 @@ func TestNextShard(t *testing.T) {
 		"refused":           func(s *fakeShard) { s.refuse = refused },
 		"failed":            func(s *fakeShard) { s.fail = fmt.Errorf("errored: %w", refused) },
 		"failed, not found": func(s *fakeShard) { s.fail = fmt.Errorf("%w: source: %w", refused, ipld.ErrNotFound{}) },
+		"unreadable":        func(s *fakeShard) { s.readErr = fmt.Errorf("%w: source: %w", refused, ipld.ErrNotFound{}) },
 		"corrupt":           func(s *fakeShard) { s.corrupt(t, c, data) },
 		"destroyed":         func(s *fakeShard) { s.refuse = dagstore.ErrShardUnknown },
 		"truncated":         func(s *fakeShard) { s.car = s.car[:200] },

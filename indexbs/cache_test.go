@@ -62,7 +62,7 @@ func TestCancelledRead(t *testing.T) {
 				f := newFakeStore(t, map[string][]byte{"a": testdata.CarV1})
 				s := f.shard("a")
 				s.gate, s.heeds = make(chan struct{}), heeds
-				bs := newBlockstore(t, f, first, 1, 0)
+				bs := newBlockstore(t, f, first, 10, 0)
 				for range 5 {
 					ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 					if _, err := bs.Get(ctx, testdata.RootCID); !errors.Is(err, context.DeadlineExceeded) {
@@ -72,6 +72,10 @@ func TestCancelledRead(t *testing.T) {
 				}
 				if f.count() != 5 {
 					t.Errorf("%d acquires, want one per abandoned read", f.count())
+				}
+				synctest.Wait()
+				if n := s.cancelled.Load(); heeds && n != 5 {
+					t.Errorf("%d acquires were cancelled, want 5", n)
 				}
 				got := make(chan error)
 				go func() {
@@ -93,6 +97,65 @@ func TestCancelledRead(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestLateAccessor: an accessor that comes when its readers have gone is closed, and
+// does not come between later readers and the acquire that they share. Proves F15.
+func TestLateAccessor(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeStore(t, map[string][]byte{"a": testdata.CarV1})
+		s := f.shard("a")
+		bs := newBlockstore(t, f, first, 10, 0)
+		late := f.gateNext(s)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := bs.Get(ctx, testdata.RootCID); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("Get = %v", err)
+		}
+		next := f.gateNext(s)
+		var wg sync.WaitGroup
+		get := func() {
+			if _, err := bs.Get(t.Context(), testdata.RootCID); err != nil {
+				t.Error(err)
+			}
+		}
+		wg.Go(get)
+		synctest.Wait()
+		close(late)
+		synctest.Wait()
+		if s.opened.Load() != 1 || s.open() != 0 {
+			t.Errorf("late: %d opened, %d open", s.opened.Load(), s.open())
+		}
+		wg.Go(get)
+		synctest.Wait()
+		close(next)
+		wg.Wait()
+		if f.count() != 2 || s.open() != 1 {
+			t.Errorf("%d acquires, %d open; want 2, 1", f.count(), s.open())
+		}
+	})
+}
+
+// TestCancelledReadStops: a cancelled read tries no other shard.
+func TestCancelledReadStops(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeStore(t, map[string][]byte{"a": testdata.CarV1, "b": testdata.CarV1})
+		for _, s := range f.shards {
+			s.gate, s.heeds = make(chan struct{}), true
+		}
+		bs := newBlockstore(t, f, first, 10, 0)
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		if _, err := bs.Get(ctx, testdata.RootCID); err != context.DeadlineExceeded {
+			t.Errorf("Get = %v", err)
+		}
+		if f.count() != 1 {
+			t.Errorf("%d acquires, want 1", f.count())
+		}
+		if has, err := bs.Has(ctx, testdata.RootCID); has || err != context.DeadlineExceeded {
+			t.Errorf("Has = %v, %v", has, err)
+		}
+	})
 }
 
 // TestEviction: the least recently used accessor makes room, and is closed after its
@@ -188,17 +251,21 @@ func TestEnds(t *testing.T) {
 	for name, end := range ends {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				f := newFakeStore(t, map[string][]byte{"a": testdata.CarV1, "b": testdata.CarShared})
+				f := newFakeStore(t, map[string][]byte{"a": testdata.CarV1, "b": testdata.CarShared, "c": testdata.CarV1})
 				a, b := f.shard("a"), f.shard("b")
 				b.gate = make(chan struct{}) // which ignores contexts
+				c := f.shard("c")
+				c.gate, c.heeds, c.holds = make(chan struct{}), true, map[string]bool{string(missing.Hash()): true}
 				ctx, cancel := context.WithCancel(t.Context())
 				defer cancel()
 				bs := newBlockstoreCtx(t, ctx, f)
 				waiting := make(chan error)
-				go func() {
-					_, err := bs.Get(t.Context(), testdata.SharedRootCID)
-					waiting <- err
-				}()
+				for _, wanted := range []cid.Cid{testdata.SharedRootCID, missing} {
+					go func() {
+						_, err := bs.Get(t.Context(), wanted)
+						waiting <- err
+					}()
+				}
 				synctest.Wait()
 				err := bs.View(t.Context(), testdata.RootCID, func([]byte) error {
 					end(cancel, bs)
@@ -211,12 +278,22 @@ func TestEnds(t *testing.T) {
 				if err != nil || a.open() != 0 {
 					t.Errorf("View = %v; %d open", err, a.open())
 				}
-				if err := <-waiting; !errors.Is(err, dagstore.ErrClosed) || isNotFound(err) {
-					t.Errorf("the waiting reader got %v", err)
+				for range 2 {
+					if err := <-waiting; !errors.Is(err, dagstore.ErrClosed) || err.Error() != "index-backed blockstore: dagstore closed" {
+						t.Errorf("a waiting reader got %v", err)
+					}
 				}
-				_, err = bs.Get(t.Context(), testdata.RootCID)
-				if !errors.Is(err, dagstore.ErrClosed) {
-					t.Errorf("a later read: %v", err)
+				for range 50 {
+					_, err = bs.Get(t.Context(), testdata.RootCID)
+					if !errors.Is(err, dagstore.ErrClosed) {
+						t.Errorf("a later read: %v", err)
+					}
+				}
+				if f.count() != 3 {
+					t.Errorf("%d acquires, want 3 from before the end", f.count())
+				}
+				if n := f.shard("c").cancelled.Load(); n != 1 {
+					t.Errorf("%d acquires in flight were cancelled, want 1", n)
 				}
 				close(b.gate)
 				synctest.Wait()

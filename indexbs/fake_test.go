@@ -3,6 +3,7 @@ package indexbs_test
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -33,7 +34,8 @@ type fakeStore struct {
 	mu       sync.Mutex
 	shards   map[shard.Key]*fakeShard
 	order    []shard.Key
-	lookup   error // if set, what lookups end with
+	found    map[string][]shard.Key // by multihash; readers must not change it
+	lookup   error                  // if set, what lookups end with
 	acquires int
 }
 
@@ -44,17 +46,18 @@ type fakeShard struct {
 	index carindex.Index
 	holds map[string]bool // by multihash; what lookups say
 
-	refuse error         // AcquireShard returns it
-	fail   error         // ... or answers with it
-	gate   chan struct{} // answers wait for it to be closed
-	heeds  bool          // answers with the context's error if that comes first
+	refuse  error         // AcquireShard returns it
+	fail    error         // ... or answers with it
+	readErr error         // what reads end with
+	gate    chan struct{} // answers wait for it to be closed
+	heeds   bool          // answers with the context's error if that comes first
 
-	opened, closed atomic.Int32
+	opened, closed, cancelled atomic.Int32
 }
 
 func newFakeStore(t testing.TB, cars map[string][]byte) *fakeStore {
 	t.Helper()
-	f := &fakeStore{shards: map[shard.Key]*fakeShard{}}
+	f := &fakeStore{shards: map[shard.Key]*fakeShard{}, found: map[string][]shard.Key{}}
 	for name, data := range cars {
 		s := &fakeShard{key: shard.KeyFromString(name), car: slices.Clone(data), holds: map[string]bool{}}
 		idx, err := car.GenerateIndex(bytes.NewReader(data), car.StoreIdentityCIDs(true))
@@ -83,6 +86,9 @@ func (f *fakeStore) ShardsContainingCid(_ context.Context, c cid.Cid) ([]shard.K
 	if f.lookup != nil {
 		return nil, f.lookup
 	}
+	if in := f.found[string(c.Hash())]; in != nil {
+		return in, nil
+	}
 	var in []shard.Key
 	for _, k := range f.order {
 		if f.shards[k].holds[string(c.Hash())] {
@@ -92,6 +98,7 @@ func (f *fakeStore) ShardsContainingCid(_ context.Context, c cid.Cid) ([]shard.K
 	if len(in) == 0 {
 		return nil, fmt.Errorf("multihash %s: %w", c.Hash(), ds.ErrNotFound)
 	}
+	f.found[string(c.Hash())] = in
 	return in, nil
 }
 
@@ -99,22 +106,29 @@ func (f *fakeStore) AcquireShard(ctx context.Context, key shard.Key, out chan da
 	f.mu.Lock()
 	f.acquires++
 	s := f.shards[key]
+	var gate chan struct{}
+	if s != nil {
+		gate = s.gate
+	}
 	f.mu.Unlock()
 	switch {
+	case cap(out) == 0:
+		return errors.New("nobody may be there to receive the answer")
 	case s == nil:
 		return fmt.Errorf("%s: %w", key, dagstore.ErrShardUnknown)
 	case s.refuse != nil:
 		return s.refuse
 	}
 	go func() {
-		if s.gate != nil {
+		if gate != nil {
 			var gone <-chan struct{}
 			if s.heeds {
 				gone = ctx.Done()
 			}
 			select {
-			case <-s.gate:
+			case <-gate:
 			case <-gone:
+				s.cancelled.Add(1)
 				out <- dagstore.ShardResult{Key: key, Error: ctx.Err()}
 				return
 			}
@@ -142,6 +156,13 @@ type fakeReader struct {
 	s *fakeShard
 }
 
+func (r *fakeReader) ReadAt(p []byte, off int64) (int, error) {
+	if r.s.readErr != nil {
+		return 0, r.s.readErr
+	}
+	return r.Reader.ReadAt(p, off)
+}
+
 func (r *fakeReader) Close() error { r.s.closed.Add(1); return nil }
 
 // corrupt changes a byte of a block.
@@ -157,6 +178,14 @@ func (s *fakeShard) corrupt(t testing.TB, c cid.Cid, data []byte) {
 
 // open is how many accessors of a shard are open.
 func (s *fakeShard) open() int32 { return s.opened.Load() - s.closed.Load() }
+
+// gateNext has answers to acquires from now on wait for a new gate.
+func (f *fakeStore) gateNext(s *fakeShard) chan struct{} {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s.gate = make(chan struct{})
+	return s.gate
+}
 
 func (f *fakeStore) count() int {
 	f.mu.Lock()
