@@ -358,6 +358,13 @@ type simHooks struct {
 	mode  simMode
 	open  openFaults
 
+	// fixed is a fault at one operation of the machine, for a directed test.
+	fixed struct {
+		on    bool
+		at    uint64
+		fault fsio.Fault
+	}
+
 	inMain   bool
 	disabled bool
 	rate     struct{ file, journal, crash, gate uint64 } // one in so many; 0: never
@@ -486,6 +493,10 @@ func (h *simHooks) onOp(op fsio.Op) error {
 func (h *simHooks) decide(op fsio.Op) (fault fsio.Fault, wait bool) {
 	if h.disabled || op.Kind == fsio.OpClose {
 		return 0, false
+	}
+	if h.fixed.on && op.Index == h.fixed.at {
+		h.fixed.on = false
+		return h.inject(op, h.fixed.fault), false
 	}
 	if h.phase == phaseOpens {
 		if h.n++; h.n == h.open.at {

@@ -1,0 +1,283 @@
+package dagstore
+
+import (
+	"context"
+	"fmt"
+	"strings"
+	"testing"
+	"testing/cryptotest"
+	"testing/synctest"
+
+	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/journal"
+	"github.com/dagstore/dagstore/mount"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// script is a run of a store that has everything in it. It ends early if the power
+// goes.
+func (s *simulator) script() {
+	film, music, junk := s.model.keys[0], s.model.keys[3], s.model.keys[4]
+	all := simContents()
+	bad := &carSource{name: "bad", key: junk, exists: true, ready: true}
+	bad.set(all[len(all)-1])
+	steps := []func(){
+		func() { s.scriptRegister(film, "one", all[4], true, false) },
+		func() { s.scriptRegister(music, "two", all[3], false, true) },
+		func() { s.scriptUse(music) },
+		func() { s.scriptUse(film) },
+		func() { s.actGC() },
+		func() { s.scriptUse(film) },
+		func() { s.taint(junk); s.scriptRegisterFrom(junk, bad, true, false) },
+		func() { bad.set(all[2]); s.try(fsm.Recover, junk) },
+		func() { s.scriptUse(junk) },
+		func() { s.try(fsm.Destroy, film) },
+		func() { s.scriptRegister(film, "three", all[7], true, false) },
+		func() { s.scriptUse(film) },
+		func() { s.try(fsm.Destroy, music) },
+	}
+	for _, step := range steps {
+		if step(); s.hooks.dead() {
+			return
+		}
+		s.rest()
+		s.model.poll()
+		if s.hooks.dead() {
+			return
+		}
+		s.model.checkLoop()
+	}
+}
+
+func (s *simulator) scriptRegister(key shard.Key, name string, c *content, stream, lazy bool) {
+	src := &carSource{name: name, key: key, exists: true, ready: true}
+	src.set(c)
+	s.scriptRegisterFrom(key, src, stream, lazy)
+}
+
+func (s *simulator) scriptRegisterFrom(key shard.Key, src *carSource, stream, lazy bool) {
+	s.w.sources[src.name] = src
+	var m mount.Mount = &simMount{w: s.w, Name: src.name}
+	if stream {
+		m = &streamMount{simMount{w: s.w, Name: src.name, stream: true}}
+	}
+	r := s.plain(fsm.Register, key)
+	r.src, r.lazy = src, lazy
+	s.model.unknown[key] = true
+	s.submit(r, s.d.RegisterShard(r.ctx, key, m, r.out, RegisterOpts{LazyInitialization: lazy}), ErrShardExists)
+	s.rest()
+}
+
+// scriptUse acquires a shard, reads all of it, and closes it.
+func (s *simulator) scriptUse(key shard.Key) {
+	held := len(s.model.held)
+	s.try(fsm.Acquire, key)
+	if s.hooks.dead() || len(s.model.held) == held {
+		return
+	}
+	h := s.model.held[held]
+	for i := range h.content.blocks {
+		if s.model.read(h, i); s.hooks.dead() {
+			return
+		}
+	}
+	s.model.closeAcc(held)
+	s.rest()
+}
+
+// try makes a request that may fail, and sees it through.
+func (s *simulator) try(kind fsm.Trigger, key shard.Key) {
+	r := s.plain(kind, key)
+	var err error
+	switch kind {
+	case fsm.Acquire:
+		err = s.d.AcquireShard(r.ctx, key, r.out, AcquireOpts{})
+	case fsm.Recover:
+		err = s.d.RecoverShard(r.ctx, key, r.out, RecoverOpts{})
+	case fsm.Destroy:
+		s.stats.ops++
+		r.began = s.stats.ops
+		s.model.unknown[key] = true
+		err = s.d.DestroyShard(r.ctx, key, r.out, DestroyOpts{})
+	}
+	s.submit(r, err, ErrShardUnknown)
+	s.rest()
+}
+
+// plain is a request without a context of its own, whose answer is received at once.
+func (s *simulator) plain(kind fsm.Trigger, key shard.Key) *simReq {
+	s.model.nextReq++
+	return &simReq{
+		id: s.model.nextReq, kind: kind, key: key, ctx: context.Background(), out: make(chan ShardResult, 1), began: s.stats.ops,
+	}
+}
+
+// scripted prepares a simulator whose mounts answer at once, and whose disk has one
+// fault at most: f at operation n.
+func scripted(t *testing.T, seed uint64, n uint64, f fsio.Fault) *simulator {
+	cryptotest.SetGlobalRandom(t, seed)
+	s := newSimulator(t, seed)
+	s.hooks.mode = modeWild
+	s.hooks.rate.file, s.hooks.rate.journal, s.hooks.rate.crash, s.hooks.rate.gate = 0, 0, 0, 0
+	s.w.free = true
+	s.hooks.disabled = true
+	for name, text := range s.model.foreign {
+		if err := writeFile(s.disk, name, []byte(text)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.disk = s.disk.Kill()
+	s.hooks.disabled = false
+	s.hooks.fixed.on, s.hooks.fixed.at, s.hooks.fixed.fault = f != 0, n, f
+	return s
+}
+
+// TestCrashAtEveryOperation runs the script with each fault at each operation of the
+// disk. Whatever happens, what was told is there afterwards, all can be mended, and
+// nothing is left when all is destroyed. Proves C5, C8, C9, C11, F9, F10, F27, I2, I4,
+// I7, I14, I17.
+func TestCrashAtEveryOperation(t *testing.T) {
+	var ops uint64
+	synctest.Test(t, func(t *testing.T) {
+		s := scripted(t, 1, 0, 0)
+		if err := s.open(openFaults{}); err != nil {
+			t.Fatal(err)
+		}
+		s.script()
+		s.closeForScript()
+		ops = s.disk.NumOps()
+		s.dropStore()
+	})
+	stride := uint64(1)
+	if testing.Short() {
+		stride = 11
+	}
+	runs, again := 0, 0
+	for n := uint64(0); n < ops; n += stride {
+		for _, f := range fsio.Faults() {
+			synctest.Test(t, func(t *testing.T) {
+				s := scripted(t, n*7+uint64(f), n, f)
+				again += s.runFaulty(fmt.Sprintf("%s at operation %d", f, n), n%8 == 0)
+			})
+			if runs++; t.Failed() {
+				t.Fatalf("with %s at operation %d of %d", f, n, ops)
+			}
+		}
+	}
+	t.Logf("%d operations, %d runs, %d crashes during recovery", ops, runs, again)
+}
+
+// closeForScript closes the store as the script's last step.
+func (s *simulator) closeForScript() {
+	s.model.closing = true
+	s.closeStore()
+	s.model.closing = false
+}
+
+// dropStore lets the bubble end.
+func (s *simulator) dropStore() {
+	s.openAllGates()
+	s.model.closeAll()
+}
+
+// runFaulty plays the script on a disk with one fault and sees what becomes of it.
+// It returns how many crashes it made of the recovery.
+func (s *simulator) runFaulty(what string, recovery bool) (again int) {
+	s.logf("%s", what)
+	err := s.open(openFaults{})
+	switch {
+	case s.hooks.dead() && err != nil:
+	case err != nil:
+		if n := s.disk.OpenFiles() + s.disk.HeldLocks(); n > 0 {
+			s.failf("F14: a failed open leaves %v", s.disk.OpenNames())
+		}
+		if err := s.open(openFaults{}); err != nil {
+			s.failf("the second open: %v", err)
+		}
+		fallthrough
+	default:
+		s.script()
+	}
+	if s.hooks.dead() {
+		shown := journal.Position{}
+		if err == nil {
+			shown = s.d.cat.Position()
+		}
+		s.hooks.fixed.on = false
+		crashed := s.disk.Crash()
+		if s.disk = crashed; err == nil {
+			s.dispose()
+			s.w.free = true
+		}
+		var r *replayed
+		if _, err := crashed.Lstat(simRoot + "/journal"); err == nil {
+			r = s.model.checkDurable(crashed.Clone(5), shown, what)
+		}
+		if r != nil && recovery {
+			again = s.crashRecovery(crashed, r)
+		}
+		s.disk = crashed
+		if err := s.open(openFaults{}); err != nil {
+			s.failf("C9: the store does not open after %s: %v", what, err)
+		}
+		if r != nil {
+			s.model.checkStarted(r)
+		}
+	}
+	s.hooks.fixed.on = false
+	s.drain()
+	return again
+}
+
+// crashRecovery crashes the recovery of a disk at each of its operations, and then
+// the recovery of that. All end in the same state.
+func (s *simulator) crashRecovery(disk *fsio.Sim, want *replayed) (n int) {
+	clean := disk.Clone(9)
+	tree := ""
+	for at := 0; ; at++ { // 0: no crash
+		d := clean.Clone(uint64(at))
+		s.disk = d
+		err := s.open(openFaults{at: at, fault: fsio.FaultCrash})
+		died := s.hooks.dead()
+		if died {
+			s.disk = d.Crash()
+			if err == nil {
+				s.dispose()
+				s.w.free = true
+			}
+			s.model.checkDurable(s.disk.Clone(3), journal.Position{}, fmt.Sprint("a crash of the recovery at ", at))
+			err = s.open(openFaults{})
+			n++
+		}
+		if err != nil {
+			s.failf("C9: after a crash of the recovery at %d: %v", at, err)
+		}
+		s.model.checkStarted(want)
+		s.disk.OnOp(nil)
+		switch now := storeTree(s.disk); {
+		case at == 0:
+			tree = now
+		case now != tree:
+			s.failf("C9: after a crash of the recovery at %d the directories hold\n%s\nnot\n%s", at, now, tree)
+		}
+		s.disk = s.disk.Kill()
+		s.dispose()
+		s.w.free = true
+		if at > 0 && !died {
+			return n
+		}
+	}
+}
+
+// storeTree lists a disk but for the journal, whose files may end in more or fewer
+// zeros.
+func storeTree(disk *fsio.Sim) string {
+	var b strings.Builder
+	for line := range strings.Lines(disk.Tree()) {
+		if !strings.HasPrefix(line, simRoot+"/journal/") {
+			b.WriteString(line)
+		}
+	}
+	return b.String()
+}
