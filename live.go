@@ -246,9 +246,7 @@ func (e *eventLoop) forget(lv *live) {
 	e.d.mu.Unlock()
 	if lv.s.Life == shard.None {
 		delete(e.mounts, lv.s.Gen)
-		if e.copies[lv.key] == lv.s.Gen {
-			delete(e.copies, lv.key)
-		}
+		e.forgetCopy(lv)
 	}
 }
 
