@@ -254,6 +254,7 @@ func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string
 		{t.On == Resume && old.Life == shard.Registered && s.Eager == s.Lazy, "eager ⇔ not lazy"},
 		{t.On == Recover && emitted(shard.EventRecovering) && s.Data == Present, "a recovery trusts the copy"},
 		{t.On == OpenDone && ours && in.Err != nil && in.Fault == FaultCopy && !old.Retried && s.Data == Present, "a bad copy is trusted"},
+		{t.On == OpenDone && ours && in.Err != nil && in.Fault == FaultPassing && (s.Life != old.Life || len(o.events) > 0), "a passing failure is held against the shard"},
 		{t.On == ProbeDone && ours && s.Data == Present && s.Owned != in.Owned, "the owner of the copy is mistaken"},
 		{t.On == FetchDone && ours && s.Data == Present && !s.Owned, "a fetched copy is the store's"},
 		{(t.On == ProbeDone || t.On == FetchDone || t.On == IndexDone) && ours && in.Err != nil && s.Cause != in.Err, "the cause is lost"},

@@ -368,10 +368,12 @@ func (w *world) completions(i int) (ins []Input) {
 	if f.job == JobOpen {
 		add(func(in *Input) { in.Err, in.Fault = errModel, FaultIndex })
 		add(func(in *Input) { in.Err, in.Fault = errModel, FaultCopy })
+		add(func(in *Input) { in.Err, in.Fault = errModel, FaultPassing })
 	}
 	if w.cfg.late { // fields that do not count
 		add(func(in *Input) { in.Fault, in.Present, in.Ready = FaultIndex, true, true })
 		add(func(in *Input) { in.Fault = FaultCopy })
+		add(func(in *Input) { in.Fault = FaultPassing })
 		add(func(in *Input) { in.Err, in.Present = errModel, true })
 		add(func(in *Input) { in.Err, in.Ready = errModel, true })
 	}
@@ -387,7 +389,7 @@ func (w *world) strays(i int, step func(int, Input)) {
 		step(i, Input{Trigger: Release})
 	}
 	for job := JobProbe; job < numJobs; job++ {
-		for fault := FaultSource; fault <= FaultCopy; fault++ {
+		for fault := FaultSource; fault <= FaultPassing; fault++ {
 			step(i, Input{Trigger: doneOf[job], Attempt: s.Attempt - 1, Fault: fault, Err: errModel})
 		}
 		step(i, Input{Trigger: doneOf[job], Attempt: s.Attempt - 1, Present: true})
@@ -463,7 +465,7 @@ func (w *world) request(m move) {
 		f.distrusted = f.distrusted && in.Trigger == RemoveDone
 		f.open = f.open || in.Trigger == OpenDone
 		f.mended = f.mended && in.Trigger != OpenDone
-	case in.Trigger == OpenDone && in.Fault != FaultSource && !f.mended && !(w.net.ReadOnly && in.Fault == FaultIndex):
+	case in.Trigger == OpenDone && (in.Fault == FaultIndex || in.Fault == FaultCopy) && !f.mended && !(w.net.ReadOnly && in.Fault == FaultIndex):
 		f.mended = true
 		f.distrusted = f.distrusted || in.Fault == FaultCopy
 		w.wantMended = true

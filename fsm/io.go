@@ -86,6 +86,9 @@ const (
 	FaultIndex
 	// FaultCopy: the local copy is gone or damaged; the source is not to blame.
 	FaultCopy
+	// FaultPassing: something could not be opened now, and nothing is to blame for
+	// good: no descriptors left, an I/O error.
+	FaultPassing
 )
 
 // Code says how a request ended.

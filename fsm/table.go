@@ -264,13 +264,16 @@ var (
 	gBadSource = onInput("source at fault", func(in *Input) bool { return in.Fault == FaultSource })
 	gBadIndex  = onInput("index at fault", func(in *Input) bool { return in.Fault == FaultIndex })
 	gBadCopy   = onInput("copy at fault", func(in *Input) bool { return in.Fault == FaultCopy })
+	gPassing   = onInput("nothing at fault for good", func(in *Input) bool { return in.Fault == FaultPassing })
 
 	// gCannotMend: only a copy can be mended without recording anything, once.
 	gCannotMend = &Guard{
 		Name: "cannot be mended unrecorded", Reads: places(PlaceFault), Need: "the source or the index at fault, or a second try",
 		Wakes: "reopening the store",
-		holds: func(_ *Net, s *Shard, in *Input) bool { return in.Fault != FaultCopy || s.Retried },
-		have:  func(_ *Net, s *Shard, _ *Input) string { return haveCause(s) },
+		holds: func(_ *Net, s *Shard, in *Input) bool {
+			return in.Fault != FaultPassing && (in.Fault != FaultCopy || s.Retried)
+		},
+		have: func(_ *Net, s *Shard, _ *Input) string { return haveCause(s) },
 	}
 
 	gHealHand    = onInput("policy: by hand", func(in *Input) bool { return in.Heal == HealByHand })
