@@ -342,7 +342,7 @@ func (m *simModel) refused(r *simReq, err error) {
 		}
 		m.unknown[r.key] = true
 	case errors.Is(err, ErrShardUnknown):
-		if !m.unknown[r.key] {
+		if !m.unknown[r.key] && !journalFault {
 			s.failf("%s: %v, and it was never destroyed", r, err)
 		}
 	case errors.Is(err, ErrShardExists) && r.kind == fsm.Register:

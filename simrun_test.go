@@ -673,7 +673,7 @@ func (m *simModel) checkClosed() {
 	if len(s.jobs) > 0 {
 		s.failf("F28: Close left %d jobs", len(s.jobs))
 	}
-	if n := s.disk.OpenFiles(); n > 0 {
+	if n := s.disk.OpenFiles(); n > 0 && !s.hooks.dead() {
 		s.failf("F14: Close left %v", s.disk.OpenNames())
 	}
 }
