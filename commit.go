@@ -234,7 +234,7 @@ func (e *eventLoop) commitFailed(c *commit) {
 // would have been answered by it, or waits for the shard.
 func (e *eventLoop) undo(c *commit, p *pendingStep) {
 	lv := p.lv
-	cause := fmt.Errorf("the change could not be recorded: %w", e.commitCause())
+	cause := fmt.Errorf("the change could not be recorded: %w", e.commitCause(c.err))
 	for _, a := range c.replies[p.replies.from:p.replies.to] {
 		e.answerError(a.req, fmt.Errorf("%s: %w", lv.key, cause))
 	}
@@ -263,9 +263,9 @@ func (e *eventLoop) undo(c *commit, p *pendingStep) {
 	e.rest(lv)
 }
 
-func (e *eventLoop) commitCause() error {
+func (e *eventLoop) commitCause(err error) error {
 	if e.failed != nil {
 		return fmt.Errorf("%w: %w", ErrReadOnly, e.failed)
 	}
-	return errors.New("the journal refused it and goes on")
+	return fmt.Errorf("the journal refused it and goes on: %w", err)
 }

@@ -64,7 +64,7 @@ const (
 )
 
 // ShardIndexer makes the index of a shard in place of the built-in scanner. The
-// index must be iterable; offsets are relative to the CARv1 payload.
+// offsets of the index are relative to the CARv1 payload.
 type ShardIndexer func(context.Context, shard.Key, mount.Reader) (carindex.Index, error)
 
 // Config configures a store. Only TransientsDir is required.

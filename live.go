@@ -25,6 +25,7 @@ type live struct {
 	seq       uint64     // of the newest durable event
 	mnt       mount.Mount
 	noMount   error         // why mnt is nil
+	ownMount  bool          // mnt was made by the store, which closes it; others are their makers'
 	reg       *registration // until the registration is durable or refused
 
 	busy     bool    // inputs are put off
@@ -98,6 +99,7 @@ func (e *eventLoop) reviveLive(rec *projection.Record) *live {
 		e.complete(input{ctl: func() {
 			e.revive.ended(e)
 			lv.busy = false
+			lv.ownMount = true
 			e.revived(lv, mnt, direct, err)
 			e.resumeDeferred(lv)
 			e.drain()
@@ -246,7 +248,9 @@ func (e *eventLoop) forget(lv *live) {
 	e.d.mu.Unlock()
 	if lv.s.Life == shard.None {
 		delete(e.mounts, lv.s.Gen)
-		e.forgetCopy(lv)
+		if e.copies[lv.key] == lv.s.Gen {
+			delete(e.copies, lv.key)
+		}
 	}
 }
 
