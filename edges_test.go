@@ -1,0 +1,1114 @@
+package dagstore_test
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/ipfs/go-cid"
+	ds "github.com/ipfs/go-datastore"
+	ipld "github.com/ipfs/go-ipld-format"
+	carindex "github.com/ipld/go-car/v2/index"
+	mh "github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/journal"
+	"github.com/dagstore/dagstore/mount"
+	"github.com/dagstore/dagstore/shard"
+	"github.com/dagstore/dagstore/testdata"
+)
+
+// Contexts and channels.
+
+// TestContextEnds: a caller's context ends before the request, while it waits and
+// after its accessor was delivered to a buffer that nobody reads. Each time the
+// reference is gone, and at most the context's error is received.
+// Proves F14 (accessors lying unread), I1 (one answer), I5.
+func TestContextEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newGate()
+		d := start(t, dagstore.Config{MountRegistry: registry(t, g)})
+		k, slow := key("foo"), key("slow")
+		register(t, d, k, carV1())
+		registerLazily(t, d, slow, &gateMount{carV1(), g})
+
+		check := func(what string, out chan dagstore.ShardResult) {
+			t.Helper()
+			settle()
+			if len(out) != 1 {
+				t.Fatalf("%s: %d results, want 1", what, len(out))
+			}
+			if res := <-out; !errors.Is(res.Error, context.Canceled) || res.Accessor != nil || res.Key == (shard.Key{}) {
+				t.Errorf("%s: got %+v", what, res)
+			}
+			settle()
+			wantState(t, d, k, dagstore.ShardStateAvailable)
+		}
+		out := make(chan dagstore.ShardResult, 1)
+		ctx, cancel := context.WithCancel(background)
+		cancel()
+		if err := d.AcquireShard(ctx, k, out, dagstore.AcquireOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		check("before", out)
+
+		ctx, cancel = context.WithCancel(background)
+		if err := d.AcquireShard(ctx, slow, out, dagstore.AcquireOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		cancel()
+		check("while waiting", out)
+
+		ctx, cancel = context.WithCancel(background)
+		if err := d.AcquireShard(ctx, k, out, dagstore.AcquireOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		wantState(t, d, k, dagstore.ShardStateServing)
+		cancel()
+		check("in the buffer", out)
+
+		// Among others in one buffer, only the one whose context ends is replaced.
+		shared := make(chan dagstore.ShardResult, 8)
+		ctx, cancel = context.WithCancel(background)
+		for i := range 5 {
+			c := background
+			if i == 2 {
+				c = ctx
+			}
+			if err := d.AcquireShard(c, k, shared, dagstore.AcquireOpts{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		settle()
+		cancel()
+		settle()
+		good, bad := 0, 0
+		for range len(shared) {
+			if res := <-shared; res.Error == nil {
+				good++
+				readAll(t, res.Accessor)
+				closeAll(t, res.Accessor)
+			} else {
+				bad++
+			}
+		}
+		if good != 4 || bad != 1 {
+			t.Errorf("%d accessors and %d errors, want 4 and 1", good, bad)
+		}
+
+		// An accessor that was received stays good when the context ends.
+		ctx, cancel = context.WithCancel(background)
+		if err := d.AcquireShard(ctx, k, out, dagstore.AcquireOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		res := <-out
+		cancel()
+		settle()
+		readAll(t, res.Accessor)
+		closeAll(t, res.Accessor)
+
+		// An unbuffered channel that nobody reads.
+		ctx, cancel = context.WithCancel(background)
+		none := make(chan dagstore.ShardResult)
+		if err := d.AcquireShard(ctx, k, none, dagstore.AcquireOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		wantState(t, d, k, dagstore.ShardStateServing)
+		cancel()
+		settle()
+		wantState(t, d, k, dagstore.ShardStateAvailable)
+		select {
+		case res := <-none:
+			t.Errorf("received %+v after the context ended", res)
+		default:
+		}
+		g.letIn(1)
+	})
+}
+
+// TestSyncForms: they return the results, and a context that ends returns its error
+// and leaves nothing behind, while what it began goes on.
+func TestSyncForms(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newGate()
+		d := start(t, dagstore.Config{MountRegistry: registry(t, g)})
+		ended, cancel := context.WithCancel(background)
+		cancel()
+		k := key("foo")
+		_, err := d.RegisterShardSync(ended, k, carV1(), dagstore.RegisterOpts{})
+		wantErr(t, "register", err, context.Canceled)
+		_, err = d.GetShardInfo(k)
+		wantErr(t, "info", err, dagstore.ErrShardUnknown)
+
+		ctx, cancel := context.WithTimeout(background, time.Second)
+		_, err = d.RegisterShardSync(ctx, k, &gateMount{carV1(), g}, dagstore.RegisterOpts{})
+		wantErr(t, "register with too little time", err, context.DeadlineExceeded)
+		cancel()
+		ctx, cancel = context.WithTimeout(background, time.Second)
+		acc, err := d.AcquireShardSync(ctx, k, dagstore.AcquireOpts{})
+		wantErr(t, "acquire with too little time", err, context.DeadlineExceeded)
+		if acc != nil {
+			t.Error("an accessor beside an error")
+		}
+		cancel()
+		g.letIn(1)
+		settle()
+		wantState(t, d, k, dagstore.ShardStateAvailable)
+		for what, f := range map[string]func() error{
+			"acquire": func() error { _, err := d.AcquireShardSync(ended, k, dagstore.AcquireOpts{}); return err },
+			"recover": func() error { _, err := d.RecoverShardSync(ended, k, dagstore.RecoverOpts{}); return err },
+			"destroy": func() error { _, err := d.DestroyShardSync(ended, k, dagstore.DestroyOpts{}); return err },
+		} {
+			wantErr(t, what+" with an ended context", f(), context.Canceled)
+		}
+		settle()
+		works(t, d, k)
+		for what, f := range map[string]func(shard.Key) error{
+			"acquire": func(k shard.Key) error {
+				_, err := d.AcquireShardSync(background, k, dagstore.AcquireOpts{})
+				return err
+			},
+			"recover": func(k shard.Key) error {
+				_, err := d.RecoverShardSync(background, k, dagstore.RecoverOpts{})
+				return err
+			},
+			"destroy": func(k shard.Key) error {
+				_, err := d.DestroyShardSync(background, k, dagstore.DestroyOpts{})
+				return err
+			},
+		} {
+			wantErr(t, what+" of an unknown shard", f(key("nobody")), dagstore.ErrShardUnknown)
+		}
+	})
+}
+
+// TestOneAnswerEach: whatever requests meet a Close, each that was accepted gets
+// one answer, none comes after Close, and nothing stays open.
+// Proves F28, I1.
+func TestOneAnswerEach(t *testing.T) {
+	dir := t.TempDir()
+	for round := range 20 {
+		d := open(t, filepath.Join(dir, fmt.Sprint(round)))
+		register(t, d, key("0"), carV1())
+		out := make(chan dagstore.ShardResult, 1<<14)
+		var accepted, answered atomic.Int64
+		var wg sync.WaitGroup
+		begin := make(chan struct{})
+		for w := range 8 {
+			wg.Go(func() {
+				<-begin
+				for i := range 100 {
+					k := key("%d", (i*w)%7)
+					var err error
+					switch (i + w) % 5 {
+					case 0:
+						err = d.RegisterShard(background, k, carV1(), out, dagstore.RegisterOpts{LazyInitialization: i%2 == 0})
+					case 1, 2:
+						err = d.AcquireShard(background, k, out, dagstore.AcquireOpts{})
+					case 3:
+						err = d.RecoverShard(background, k, out, dagstore.RecoverOpts{})
+					default:
+						err = d.DestroyShard(background, k, out, dagstore.DestroyOpts{})
+					}
+					if err == nil {
+						accepted.Add(1)
+					}
+				}
+			})
+		}
+		take := func(res dagstore.ShardResult) {
+			answered.Add(1)
+			if res.Error == nil && res.Accessor == nil && res.Seq == 0 || res.Error != nil && res.Accessor != nil {
+				t.Errorf("answer %+v", res)
+			}
+			if res.Accessor != nil && round%2 == 0 {
+				closeAll(t, res.Accessor)
+			}
+		}
+		close(begin)
+		for range round * 10 {
+			take(<-out)
+		}
+		closeStore(t, d)
+		wg.Wait()
+		for range len(out) {
+			take(<-out)
+		}
+		if accepted.Load() != answered.Load() {
+			t.Errorf("round %d: %d requests were accepted and %d answered", round, accepted.Load(), answered.Load())
+		}
+	}
+	if files := openFiles(t, dir); len(files) != 0 {
+		t.Errorf("open after Close: %v", files)
+	}
+}
+
+// TestLifecycle: verbs before Start and after Close, Start twice, Close of a store
+// that was not started, two stores on one directory.
+// Proves C12 (one process).
+func TestLifecycle(t *testing.T) {
+	if _, err := dagstore.NewDAGStore(dagstore.Config{}); err == nil {
+		t.Error("a store without a directory")
+	}
+	d, err := dagstore.NewDAGStore(dagstore.Config{TransientsDir: t.TempDir(), Logger: quiet})
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantErr(t, "register before Start", d.RegisterShard(background, key("a"), carV1(), nil, dagstore.RegisterOpts{}), dagstore.ErrNotStarted)
+	_, err = d.GetShardInfo(key("a"))
+	wantErr(t, "info before Start", err, dagstore.ErrNotStarted)
+	_, err = d.GC(background)
+	wantErr(t, "GC before Start", err, dagstore.ErrNotStarted)
+	closeStore(t, d)
+	if err := d.Start(background); err == nil {
+		t.Error("started after Close")
+	}
+	wantErr(t, "register after Close", d.RegisterShard(background, key("a"), carV1(), nil, dagstore.RegisterOpts{}), dagstore.ErrClosed)
+
+	dir := t.TempDir()
+	a := open(t, dir)
+	if err := a.Start(background); err == nil {
+		t.Error("started twice")
+	}
+	_, err = dagstore.Open(background, dir, dagstore.WithLogger(quiet))
+	wantErr(t, "a second store in the directory", err, journal.ErrLocked)
+	register(t, a, key("a"), carV1())
+	var wg sync.WaitGroup
+	for range 4 {
+		wg.Go(func() { closeStore(t, a) })
+	}
+	wg.Wait()
+	works(t, open(t, dir), key("a"))
+
+	ctx, cancel := context.WithCancel(background)
+	cancel()
+	if _, err := dagstore.Open(ctx, t.TempDir(), dagstore.WithLogger(quiet)); err != nil && !errors.Is(err, context.Canceled) {
+		t.Errorf("open with an ended context: %v", err)
+	}
+}
+
+// Reading.
+
+// TestReadBlockstore: what a shard's blockstore says of blocks that are there, that
+// are not, of CIDs of other versions and codecs, and of identity CIDs.
+// Proves F24 (of one shard), I13.
+func TestReadBlockstore(t *testing.T) {
+	d := start(t, dagstore.Config{})
+	k := key("foo")
+	register(t, d, k, carV2())
+	acc := acquire(t, d, k)
+	defer acc.Close()
+	bs := blockstore(t, acc)
+	ctx := t.Context()
+	view := func(c cid.Cid) (b []byte, err error) {
+		err = acc.View(ctx, c, func(p []byte) error { b = bytes.Clone(p); return nil })
+		return b, err
+	}
+	all := multihashes(t, d, k)
+	for _, h := range all {
+		forms := []cid.Cid{cid.NewCidV1(cid.Raw, h), cid.NewCidV1(cid.DagProtobuf, h), cid.NewCidV1(cid.DagCBOR, h)}
+		if dec, err := mh.Decode(h); err == nil && dec.Code == mh.SHA2_256 {
+			forms = append(forms, cid.NewCidV0(h))
+		}
+		for _, c := range forms {
+			b, err := bs.Get(ctx, c)
+			if err != nil || !b.Cid().Equals(c) {
+				t.Fatalf("Get %s: %v, %v", c, b, err)
+			}
+			checkBlock(t, b)
+			if n, err := bs.GetSize(ctx, c); err != nil || n != len(b.RawData()) {
+				t.Errorf("GetSize %s: %d, %v, want %d", c, n, err, len(b.RawData()))
+			}
+			if ok, err := bs.Has(ctx, c); err != nil || !ok {
+				t.Errorf("Has %s: %t, %v", c, ok, err)
+			}
+			if p, err := view(c); err != nil || !bytes.Equal(p, b.RawData()) {
+				t.Errorf("View %s: %d bytes, %v", c, len(p), err)
+			}
+		}
+	}
+	_, absent := makeCAR([]byte("not in there"))
+	_, err := bs.Get(ctx, absent[0])
+	if nf := (ipld.ErrNotFound{}); !errors.As(err, &nf) || !nf.Cid.Equals(absent[0]) || !ipld.IsNotFound(err) {
+		t.Errorf("Get of an absent block: %v", err)
+	}
+	if _, err := bs.GetSize(ctx, absent[0]); !ipld.IsNotFound(err) {
+		t.Errorf("GetSize of an absent block: %v", err)
+	}
+	if _, err := view(absent[0]); !ipld.IsNotFound(err) {
+		t.Errorf("View of an absent block: %v", err)
+	}
+	if ok, err := bs.Has(ctx, absent[0]); ok || err != nil {
+		t.Errorf("Has of an absent block: %t, %v", ok, err)
+	}
+
+	for _, text := range []string{"", "inline", strings.Repeat("x", 128)} {
+		h, err := mh.Sum([]byte(text), mh.IDENTITY, -1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := cid.NewCidV1(cid.Raw, h)
+		if b, err := bs.Get(ctx, c); err != nil || string(b.RawData()) != text {
+			t.Errorf("Get of an identity CID: %v", err)
+		}
+		if p, err := view(c); err != nil || string(p) != text {
+			t.Errorf("View of an identity CID: %q, %v", p, err)
+		}
+		if n, err := bs.GetSize(ctx, c); err != nil || n != len(text) {
+			t.Errorf("GetSize of an identity CID: %d, %v", n, err)
+		}
+	}
+	if _, err := bs.Get(ctx, cid.Undef); err == nil || ipld.IsNotFound(err) {
+		t.Errorf("Get of no CID: %v", err)
+	}
+	ended, cancel := context.WithCancel(ctx)
+	keys, err := bs.AllKeysChan(ended)
+	if err != nil {
+		t.Fatal(err)
+	}
+	seen := make(map[string]bool)
+	<-keys
+	cancel()
+	for range keys { // closes
+	}
+	_, err = bs.Get(ended, rawCid(all[0]))
+	wantErr(t, "Get with an ended context", err, context.Canceled)
+	if keys, err = bs.AllKeysChan(ctx); err != nil {
+		t.Fatal(err)
+	}
+	for c := range keys {
+		if seen[string(c.Hash())] {
+			t.Errorf("%s was listed twice", c)
+		}
+		seen[string(c.Hash())] = true
+	}
+	for _, h := range all {
+		if !seen[string(h)] {
+			t.Errorf("%s was not listed", h)
+		}
+	}
+	bs.HashOnRead(true)
+	bs.HashOnRead(false)
+
+	sentinel := errors.New("mine")
+	wantErr(t, "View's own error", acc.View(ctx, rawCid(all[0]), func([]byte) error { return sentinel }), sentinel)
+}
+
+// TestAllKeysChanEnds: a listing that nobody reads ends with the accessor, and holds
+// up neither its Close nor the store's.
+func TestAllKeysChanEnds(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := start(t, dagstore.Config{})
+		k := key("foo")
+		register(t, d, k, carV2())
+		acc := acquire(t, d, k)
+		keys, err := blockstore(t, acc).AllKeysChan(background)
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-keys
+		closeAll(t, acc)
+		pass(5 * time.Second)
+		wantState(t, d, k, dagstore.ShardStateAvailable)
+		for range keys { // what is left, if anything, ends
+		}
+		acc = acquire(t, d, k)
+		keys, err = blockstore(t, acc).AllKeysChan(background)
+		if err != nil {
+			t.Fatal(err)
+		}
+		closeStore(t, d)
+		for range keys {
+		}
+		closeAll(t, acc)
+	})
+}
+
+// TestReader: the accessor's reader is the CAR file, byte by byte, with a position
+// of its own for each.
+func TestReader(t *testing.T) {
+	d := start(t, dagstore.Config{})
+	path := writeFile(t, filepath.Join(t.TempDir(), "x.car"), testdata.CarV2)
+	for name, m := range map[string]mount.Mount{"copy": carV2(), "file": &mount.FileMount{Path: path}, "bytes": &mount.BytesMount{Bytes: testdata.CarV2}} {
+		k := key("%s", name)
+		register(t, d, k, m)
+		acc := acquire(t, d, k)
+		a, b := acc.Reader(), acc.Reader()
+		first := make([]byte, 100)
+		if _, err := io.ReadFull(a, first); err != nil {
+			t.Fatal(err)
+		}
+		if all, err := io.ReadAll(b); err != nil || !bytes.Equal(all, testdata.CarV2) {
+			t.Errorf("%s: read %d bytes, %v", name, len(all), err)
+		}
+		if rest, err := io.ReadAll(a); err != nil || !bytes.Equal(append(first, rest...), testdata.CarV2) {
+			t.Errorf("%s: the other reader: %d bytes, %v", name, len(rest), err)
+		}
+		if n, err := a.Seek(-10, io.SeekEnd); err != nil || n != int64(len(testdata.CarV2)-10) {
+			t.Errorf("%s: seek: %d, %v", name, n, err)
+		}
+		if tail, err := io.ReadAll(a); err != nil || len(tail) != 10 {
+			t.Errorf("%s: tail: %d, %v", name, len(tail), err)
+		}
+		if n, err := a.ReadAt(make([]byte, 20), int64(len(testdata.CarV2)-5)); n != 5 || err != io.EOF {
+			t.Errorf("%s: read past the end: %d, %v", name, n, err)
+		}
+		if _, err := a.Seek(-1, io.SeekStart); err == nil {
+			t.Errorf("%s: seek to a negative position", name)
+		}
+		closeAll(t, acc)
+		_, err := b.ReadAt(first, 0)
+		wantErr(t, name+": read after Close", err, dagstore.ErrClosed)
+	}
+}
+
+// TestCARForms: CARs that clients store: with zero padding behind the payload, as
+// sealed pieces have, with duplicates, with empty and identity blocks.
+func TestCARForms(t *testing.T) {
+	d := start(t, dagstore.Config{})
+	plain, _ := makeCAR(randomBlocks(1, 10, 100)...)
+	var identity bytes.Buffer
+	h, err := mh.Sum([]byte("inline"), mh.IDENTITY, -1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	writeSection(&identity, cid.NewCidV1(cid.Raw, h), []byte("inline"))
+	double, _ := makeCAR([]byte("a"), []byte("b"), []byte("a"), []byte(""))
+	for name, c := range map[string]struct {
+		car  []byte
+		want int
+	}{
+		"padded":    {append(slices.Clone(plain), make([]byte, 4096)...), 10},
+		"padded v2": {slices.Clone(testdata.CarV2), len(uniqueBlocks(t, d))},
+		"identity":  {append(slices.Clone(plain), identity.Bytes()...), 11},
+		"doubles":   {double, 3},
+	} {
+		k := key("%s", name)
+		register(t, d, k, &mount.BytesMount{Bytes: c.car})
+		acc := acquire(t, d, k)
+		if n := readAll(t, acc); n != c.want {
+			t.Errorf("%s: %d blocks, want %d", name, n, c.want)
+		}
+		closeAll(t, acc)
+	}
+	if _, err := d.ShardsContainingMultihash(background, h); err != nil {
+		t.Errorf("lookup of an identity multihash that is in a shard: %v", err)
+	}
+	for name, bad := range map[string][]byte{"cut": plain[:len(plain)-10], "empty": {}, "junk": testdata.Junk,
+		"swapped": bytes.Replace(plain, plain[len(plain)-50:], bytes.Repeat([]byte{7}, 50), 1)} {
+		_, err := d.RegisterShardSync(background, key("bad-%s", name), &mount.BytesMount{Bytes: bad}, dagstore.RegisterOpts{})
+		wantErr(t, "register a CAR that is "+name, err, dagstore.ErrShardInitializationFailed)
+	}
+}
+
+func uniqueBlocks(t *testing.T, d *dagstore.DAGStore) map[string]bool {
+	k := key("unique")
+	register(t, d, k, carV2())
+	all := make(map[string]bool)
+	for _, h := range multihashes(t, d, k) {
+		all[string(h)] = true
+	}
+	return all
+}
+
+// TestNewShardAccessor joins a reader and any index, as clients and tests of theirs do.
+func TestNewShardAccessor(t *testing.T) {
+	for name, data := range map[string][]byte{"v1": testdata.CarV1, "v2": testdata.CarV2} {
+		idx, err := carindex.ReadFrom(bytes.NewReader(goCarIndex(t, data)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var s dagstore.Shard
+		if err := s.UnmarshalJSON([]byte(`{"k":"x"}`)); err != nil {
+			t.Fatal(err)
+		}
+		r, err := (&mount.BytesMount{Bytes: data}).Fetch(background)
+		if err != nil {
+			t.Fatal(err)
+		}
+		acc, err := dagstore.NewShardAccessor(r, idx, &s)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if acc.Shard() != key("x") {
+			t.Errorf("%s: shard %s", name, acc.Shard())
+		}
+		if b, err := blockstore(t, acc).Get(background, testdata.RootCID); err != nil {
+			t.Errorf("%s: %v", name, err)
+		} else {
+			checkBlock(t, b)
+		}
+		if n := readAll(t, acc); n == 0 {
+			t.Errorf("%s: no blocks", name)
+		}
+		closeAll(t, acc, acc)
+		_, err = acc.Blockstore()
+		wantErr(t, "Blockstore after Close", err, dagstore.ErrClosed)
+	}
+	if _, err := dagstore.NewShardAccessor(nil, nil, nil); err == nil {
+		t.Error("an accessor of nothing")
+	}
+}
+
+// TestGetIterableIndex: the index of a shard, whole, and none of a shard that has none.
+func TestGetIterableIndex(t *testing.T) {
+	d := start(t, dagstore.Config{})
+	data, cids := makeCAR(randomBlocks(3, 30, 50)...)
+	k := key("foo")
+	register(t, d, k, &mount.BytesMount{Bytes: data})
+	idx, err := d.GetIterableIndex(k)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, c := range cids {
+		found := 0
+		if err := idx.GetAll(c, func(off uint64) bool { found++; return true }); err != nil || found != 1 {
+			t.Errorf("%s: %d offsets, %v", c, found, err)
+		}
+	}
+	if n := len(multihashes(t, d, k)); n != len(cids) {
+		t.Errorf("%d entries, want %d", n, len(cids))
+	}
+	registerLazily(t, d, key("lazy"), carV1())
+	for _, name := range []string{"lazy", "nobody"} {
+		_, err := d.GetIterableIndex(key("%s", name))
+		wantErr(t, "index of "+name, err, index.ErrNotFound)
+	}
+}
+
+// What clients plug in.
+
+// TestShardIndexer: a daemon's own indexer is used, and what it gets wrong is an
+// error: no index, a panic, offsets of somewhere else.
+func TestShardIndexer(t *testing.T) {
+	var calls atomic.Int32
+	var with func(r mount.Reader) (carindex.Index, error)
+	d := start(t, dagstore.Config{ShardIndexer: func(ctx context.Context, k shard.Key, r mount.Reader) (carindex.Index, error) {
+		calls.Add(1)
+		return with(r)
+	}})
+	with = func(r mount.Reader) (carindex.Index, error) { return readOrGenerate(r) }
+	for name, m := range map[string]mount.Mount{"v1": carV1(), "v2": carV2()} {
+		register(t, d, key("%s", name), m)
+		works(t, d, key("%s", name))
+	}
+	if n := calls.Load(); n != 2 {
+		t.Errorf("called %d times, want 2", n)
+	}
+	with = func(r mount.Reader) (carindex.Index, error) {
+		idx, err := readOrGenerate(r)
+		return struct{ carindex.Index }{idx}, err // cannot be iterated
+	}
+	register(t, d, key("asked"), carV2())
+	works(t, d, key("asked"))
+	sentinel := errors.New("no")
+	other := func(r mount.Reader) (carindex.Index, error) {
+		data, _ := makeCAR(randomBlocks(8, 20, 333)...)
+		return readOrGenerate(bytes.NewReader(data))
+	}
+	for name, f := range map[string]func(mount.Reader) (carindex.Index, error){
+		"error":     func(mount.Reader) (carindex.Index, error) { return nil, sentinel },
+		"nil":       func(mount.Reader) (carindex.Index, error) { return nil, nil },
+		"panic":     func(mount.Reader) (carindex.Index, error) { panic("boo") },
+		"elsewhere": other,
+	} {
+		with = f
+		_, err := d.RegisterShardSync(background, key("%s", name), carV1(), dagstore.RegisterOpts{})
+		wantErr(t, "index: "+name, err, dagstore.ErrShardInitializationFailed)
+		if name == "error" {
+			wantErr(t, "index: "+name, err, sentinel)
+		}
+	}
+	with = func(r mount.Reader) (carindex.Index, error) { return readOrGenerate(r) }
+	if _, err := d.RecoverShardSync(background, key("panic"), dagstore.RecoverOpts{}); err != nil {
+		t.Error(err)
+	}
+	works(t, d, key("panic"))
+}
+
+// TestForeignRepoRestart: a repository that knows nothing of lives serves a store
+// through restarts.
+func TestForeignRepoRestart(t *testing.T) {
+	cfg := dagstore.Config{TransientsDir: t.TempDir(), Datastore: mapDatastore(), IndexRepo: newForeignRepo()}
+	d := start(t, cfg)
+	register(t, d, key("v1"), carV1())
+	register(t, d, key("v2"), carV2())
+	closeStore(t, d)
+	d = start(t, cfg)
+	works(t, d, key("v1"))
+	works(t, d, key("v2"))
+	if keys, err := d.ShardsContainingMultihash(background, testdata.RootCID.Hash()); err != nil || len(keys) != 2 {
+		t.Errorf("lookup after a restart: %v, %v", keys, err)
+	}
+}
+
+// TestOwnInverted: a daemon's own top-level index, which cannot remove: lookups show
+// what is available only, and its failure to add is the registration's.
+func TestOwnInverted(t *testing.T) {
+	own := &plainInverted{all: make(map[string][]shard.Key)}
+	d := start(t, dagstore.Config{TopLevelIndex: own})
+	if d.TopLevelIndex != index.Inverted(own) {
+		t.Error("the store's TopLevelIndex is another")
+	}
+	k := key("foo")
+	register(t, d, k, carV1())
+	h := multihashes(t, d, k)[0]
+	if keys, err := d.ShardsContainingMultihash(background, h); err != nil || len(keys) != 1 || keys[0] != k {
+		t.Errorf("lookup: %v, %v", keys, err)
+	}
+	own.fail = errors.New("disk full")
+	_, err := d.RegisterShardSync(background, key("bar"), carV1(), dagstore.RegisterOpts{})
+	wantErr(t, "register", err, own.fail)
+	wantState(t, d, key("bar"), dagstore.ShardStateErrored)
+	own.fail = nil
+	if _, err := d.RecoverShardSync(background, key("bar"), dagstore.RecoverOpts{}); err != nil {
+		t.Error(err)
+	}
+	if keys, err := d.ShardsContainingMultihash(background, h); err != nil || len(keys) != 2 {
+		t.Errorf("lookup: %v, %v", keys, err)
+	}
+	destroy(t, d, k)
+	destroy(t, d, key("bar"))
+	_, err = d.ShardsContainingMultihash(background, h)
+	wantErr(t, "lookup after both are gone", err, ds.ErrNotFound)
+}
+
+// plainInverted has the two methods that the interface asks for.
+type plainInverted struct {
+	mu   sync.Mutex
+	all  map[string][]shard.Key
+	fail error
+}
+
+func (v *plainInverted) AddMultihashesForShard(ctx context.Context, it index.MultihashIterator, k shard.Key) error {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.fail != nil {
+		return v.fail
+	}
+	return it.ForEach(func(h mh.Multihash) error {
+		v.all[string(h)] = append(v.all[string(h)], k)
+		return nil
+	})
+}
+
+func (v *plainInverted) GetShardsForMultihash(_ context.Context, h mh.Multihash) ([]shard.Key, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if keys := v.all[string(h)]; len(keys) > 0 {
+		return keys, nil
+	}
+	return nil, ds.ErrNotFound
+}
+
+// badMount panics where it is told to.
+type badMount struct {
+	mount.BytesMount
+	In     string
+	stream bool
+	closed atomic.Bool
+}
+
+func (m *badMount) Fetch(ctx context.Context) (mount.Reader, error) {
+	if m.In == "fetch" {
+		panic("fetch")
+	}
+	if m.closed.Load() {
+		return nil, mount.ErrClosed
+	}
+	return m.BytesMount.Fetch(ctx)
+}
+
+func (m *badMount) Stat(ctx context.Context) (mount.Stat, error) {
+	if m.In == "stat" {
+		panic("stat")
+	}
+	return m.BytesMount.Stat(ctx)
+}
+
+func (m *badMount) Info() mount.Info {
+	if m.stream {
+		return mount.Info{Kind: mount.KindRemote, AccessSequential: true}
+	}
+	return m.BytesMount.Info()
+}
+
+func (m *badMount) Close() error {
+	m.closed.Store(true)
+	return nil
+}
+
+// CloneMount: a mount that was made from a URL panics nowhere.
+func (m *badMount) CloneMount() mount.Mount { return &badMount{} }
+
+// TestPanickingMount: a panic of a mount's is that shard's error, and the mount that
+// a client uses for several shards is not closed with one of them.
+// Proves R20, I16.
+func TestPanickingMount(t *testing.T) {
+	r := registry(t, nil)
+	if err := r.Register("bad", &badMount{}); err != nil {
+		t.Fatal(err)
+	}
+	d := start(t, dagstore.Config{MountRegistry: r})
+	for i, m := range []*badMount{{In: "fetch"}, {In: "fetch", stream: true}, {In: "stat", stream: true}} {
+		m.Bytes = testdata.CarV1
+		_, err := d.RegisterShardSync(background, key("%d", i), m, dagstore.RegisterOpts{})
+		wantErr(t, "register", err, dagstore.ErrShardInitializationFailed)
+		m.In = ""
+		if _, err := d.RecoverShardSync(background, key("%d", i), dagstore.RecoverOpts{}); err != nil {
+			t.Error(err)
+		}
+		works(t, d, key("%d", i))
+	}
+	shared := &badMount{BytesMount: mount.BytesMount{Bytes: testdata.CarV1}, stream: true}
+	register(t, d, key("a"), shared)
+	registerLazily(t, d, key("b"), shared)
+	destroy(t, d, key("a"))
+	works(t, d, key("b"))
+}
+
+// TestGCFailure: a copy that cannot be removed is told by its shard, stays in use,
+// and the next GC removes it.
+func TestGCFailure(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		sim := fsio.NewSim(11)
+		d := open(t, "/store", dagstore.WithFS(sim))
+		for i := range 5 {
+			register(t, d, key("%d", i), carV1())
+		}
+		failed := ""
+		sim.OnOp(func(op fsio.Op) error {
+			if op.Kind == fsio.OpRemove && strings.HasSuffix(op.Name, ".complete") && (failed == "" || failed == op.Name) {
+				failed = op.Name
+				return syscall.EIO
+			}
+			return nil
+		})
+		res, err := d.GC(background)
+		if err != nil || res.ShardFailures() != 1 || len(res.Shards) != 5 {
+			t.Fatalf("GC: %v, %v", res, err)
+		}
+		for k, err := range res.Shards {
+			if err != nil {
+				wantErr(t, "GC of "+k.String(), err, syscall.EIO)
+			}
+			works(t, d, k)
+		}
+		settle()
+		sim.OnOp(nil)
+		res, err = d.GC(background)
+		if err != nil || res.ShardFailures() != 0 {
+			t.Fatalf("the GC after that: %v, %v", res, err)
+		}
+		if left, _ := sim.ReadDir("/store/copies"); len(left) != 0 {
+			t.Errorf("left behind: %v", left)
+		}
+		for i := range 5 {
+			works(t, d, key("%d", i))
+		}
+	})
+}
+
+// TestIdleHandles: shards that nobody uses are kept open up to the configured number
+// and time.
+// Proves I15 (descriptors).
+func TestIdleHandles(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dir := t.TempDir()
+		d := start(t, dagstore.Config{TransientsDir: dir, IdleHandles: 4, IdleTimeout: 10 * time.Second})
+		path := writeFile(t, filepath.Join(dir, "x.car"), testdata.CarV1)
+		for i := range 20 {
+			register(t, d, key("%d", i), &mount.FileMount{Path: path})
+			works(t, d, key("%d", i))
+			settle()
+		}
+		check := func(want int) {
+			t.Helper()
+			if n := d.Metrics().OpenHandles; n != want {
+				t.Errorf("%d shards are open, want %d", n, want)
+			}
+			if n := len(openFiles(t, dir)); n != want && runtime.GOOS == "linux" {
+				t.Errorf("%d files are open, want %d", n, want)
+			}
+		}
+		check(4)
+		pass(6 * time.Second)
+		works(t, d, key("19"))
+		settle()
+		check(4)
+		pass(6 * time.Second)
+		check(1) // the one that was used again
+		pass(15 * time.Second)
+		check(0)
+		if n := d.Metrics().LiveShards; n != 0 {
+			t.Errorf("%d shards have volatile state though nobody uses any", n)
+		}
+		works(t, d, key("3"))
+	})
+}
+
+// The journal fails.
+
+// TestReadOnly: once the journal does not know what became of a batch, those
+// concerned learn that, every further mutation is refused, and reading goes on:
+// open accessors and acquires of shards that are indexed.
+// Proves C3 (the store), F27 (failures).
+func TestReadOnly(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		j := newTestJournal()
+		g := newGate()
+		d := start(t, dagstore.Config{Journal: j, MountRegistry: registry(t, g), IdleHandles: -1})
+		a, b, lazy := key("a"), key("b"), key("lazy")
+		register(t, d, a, carV1())
+		register(t, d, b, carV2())
+		registerLazily(t, d, lazy, carV1())
+		m := junk()
+		if _, err := d.RegisterShardSync(background, key("junk"), m, dagstore.RegisterOpts{}); err == nil {
+			t.Fatal("registered junk")
+		}
+		acc := acquire(t, d, a)
+		pending := make(chan dagstore.ShardResult, 4)
+		if err := d.RegisterShard(background, key("fetching"), &gateMount{carV1(), g}, pending, dagstore.RegisterOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		if err := d.AcquireShard(background, key("fetching"), pending, dagstore.AcquireOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+
+		cause := errors.New("the cable fell out")
+		j.failWith(func([]shard.Event) error { return fmt.Errorf("%w: %w", journal.ErrOutcomeUnknown, cause) })
+		_, err := d.RegisterShardSync(background, key("new"), carV1(), dagstore.RegisterOpts{})
+		wantErr(t, "register", err, journal.ErrOutcomeUnknown)
+		wantErr(t, "register", err, cause)
+		_, err = d.GetShardInfo(key("new"))
+		wantErr(t, "info of what may not be there", err, dagstore.ErrShardUnknown)
+		j.failWith(nil) // it would work again; the store must not try
+
+		before := j.appends.Load()
+		for what, f := range map[string]func() error{
+			"register": func() error {
+				_, err := d.RegisterShardSync(background, key("x"), carV1(), dagstore.RegisterOpts{})
+				return err
+			},
+			"lazy register": func() error {
+				_, err := d.RegisterShardSync(background, key("x"), carV1(), dagstore.RegisterOpts{LazyInitialization: true})
+				return err
+			},
+			"destroy": func() error { _, err := d.DestroyShardSync(background, b, dagstore.DestroyOpts{}); return err },
+			"recover": func() error {
+				_, err := d.RecoverShardSync(background, key("junk"), dagstore.RecoverOpts{})
+				return err
+			},
+			"first acquire": func() error { _, err := d.AcquireShardSync(background, lazy, dagstore.AcquireOpts{}); return err },
+		} {
+			wantErr(t, what, f(), dagstore.ErrReadOnly)
+		}
+		readAll(t, acc)
+		closeAll(t, acc)
+		for range 3 {
+			works(t, d, a)
+			works(t, d, b)
+			settle()
+		}
+		if res, err := d.GC(background); err != nil || res.ShardFailures() != 0 {
+			t.Errorf("GC: %v, %v", res, err)
+		}
+		works(t, d, b) // fetched again
+		g.letIn(1)
+		settle()
+		if len(pending) != 2 {
+			t.Fatalf("%d of 2 who waited for an initialisation were answered", len(pending))
+		}
+		for range 2 {
+			res := <-pending
+			wantErr(t, "who waited for an initialisation", res.Error, dagstore.ErrReadOnly)
+		}
+		if n := j.appends.Load() - before; n != 0 {
+			t.Errorf("%d appends after the journal failed", n)
+		}
+		wantState(t, d, lazy, dagstore.ShardStateNew)
+		wantState(t, d, key("junk"), dagstore.ShardStateErrored)
+	})
+}
+
+// TestJournalRefuses: an append that wrote nothing is that request's error, and the
+// store goes on.
+// Proves C11 (the journal, at the store).
+func TestJournalRefuses(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		j := newTestJournal()
+		d := start(t, dagstore.Config{Journal: j})
+		full := errors.New("no space left")
+		k := key("foo")
+		j.failWith(func([]shard.Event) error { return full })
+		_, err := d.RegisterShardSync(background, k, carV1(), dagstore.RegisterOpts{})
+		wantErr(t, "register", err, full)
+		if errors.Is(err, dagstore.ErrReadOnly) {
+			t.Errorf("read-only for want of space: %v", err)
+		}
+		j.failWith(nil)
+		register(t, d, k, carV1())
+		works(t, d, k)
+		settle()
+
+		// The index of an initialisation cannot be recorded.
+		n := 0
+		j.failWith(func(events []shard.Event) error {
+			if events[0].Kind == shard.EventIndexed {
+				if n++; n == 1 {
+					return full
+				}
+			}
+			return nil
+		})
+		_, err = d.RegisterShardSync(background, key("bar"), carV1(), dagstore.RegisterOpts{})
+		wantErr(t, "register", err, full)
+		j.failWith(nil)
+		settle()
+		s := state(t, d, key("bar"))
+		if s == dagstore.ShardStateInitializing || s == dagstore.ShardStateAvailable {
+			t.Errorf("the shard is %s", s)
+		}
+		if s == dagstore.ShardStateErrored {
+			if _, err := d.RecoverShardSync(background, key("bar"), dagstore.RecoverOpts{}); err != nil {
+				t.Error(err)
+			}
+		}
+		works(t, d, key("bar"))
+		settle()
+
+		j.failWith(func([]shard.Event) error { return full })
+		_, err = d.DestroyShardSync(background, k, dagstore.DestroyOpts{})
+		wantErr(t, "destroy", err, full)
+		j.failWith(nil)
+		works(t, d, k)
+		settle()
+		destroy(t, d, k)
+	})
+}
+
+// TestShardRepoFails: a repository that cannot save makes the store read-only.
+func TestShardRepoFails(t *testing.T) {
+	repo := &flakyRepo{ShardRepo: dagstore.NewBadgerShardRepo(mapDatastore())}
+	cfg := dagstore.Config{TransientsDir: t.TempDir(), ShardRepo: repo}
+	d := start(t, cfg)
+	register(t, d, key("a"), carV1())
+	if s, err := repo.GetShard(background, "a"); err != nil || s.State != dagstore.ShardStateAvailable || s.Key != "a" {
+		t.Errorf("saved %+v, %v", s, err)
+	}
+	repo.fail.Store(true)
+	_, err := d.RegisterShardSync(background, key("b"), carV1(), dagstore.RegisterOpts{})
+	wantErr(t, "register", err, journal.ErrOutcomeUnknown)
+	repo.fail.Store(false)
+	_, err = d.DestroyShardSync(background, key("a"), dagstore.DestroyOpts{})
+	wantErr(t, "destroy", err, dagstore.ErrReadOnly)
+	works(t, d, key("a"))
+	closeStore(t, d)
+	d = start(t, cfg)
+	works(t, d, key("a"))
+	destroy(t, d, key("a"))
+	if ok, err := repo.HasShard(background, "a"); ok || err != nil {
+		t.Errorf("a destroyed shard is still in the repository: %t, %v", ok, err)
+	}
+}
+
+type flakyRepo struct {
+	dagstore.ShardRepo
+	fail atomic.Bool
+}
+
+func (r *flakyRepo) SaveShard(ctx context.Context, s *dagstore.PersistedShard) error {
+	if r.fail.Load() {
+		return errors.New("no")
+	}
+	return r.ShardRepo.SaveShard(ctx, s)
+}
+
+// TestRecoverJoins: a recovery that is asked for while one runs waits for that one,
+// and acquires wait for it too.
+func TestRecoverJoins(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newGate()
+		g.setFail(errors.New("wire cut"))
+		g.letIn(1)
+		d := start(t, dagstore.Config{MountRegistry: registry(t, g)})
+		k := key("foo")
+		if _, err := d.RegisterShardSync(background, k, &gateMount{carV1(), g}, dagstore.RegisterOpts{}); err == nil {
+			t.Fatal("registered through a cut wire")
+		}
+		g.setFail(nil)
+		out := make(chan dagstore.ShardResult, 4)
+		for range 3 {
+			if err := d.RecoverShard(background, k, out, dagstore.RecoverOpts{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := d.AcquireShard(background, k, out, dagstore.AcquireOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		wantState(t, d, k, dagstore.ShardStateRecovering)
+		g.letIn(1)
+		settle()
+		if len(out) != 4 {
+			t.Fatalf("%d of 4 were answered", len(out))
+		}
+		for range 4 {
+			res := <-out
+			if res.Error != nil {
+				t.Error(res.Error)
+			}
+			if res.Accessor != nil {
+				readAll(t, res.Accessor)
+				closeAll(t, res.Accessor)
+			}
+		}
+		if begun, _, _ := g.count(); begun != 2 {
+			t.Errorf("%d fetches, want 2", begun)
+		}
+	})
+}
+
+// TestTempsSweptAtStart: what a crash left half done goes when the store starts.
+// Proves C5 (swept by the store).
+func TestTempsSweptAtStart(t *testing.T) {
+	dir := t.TempDir()
+	d := open(t, dir)
+	k := key("foo")
+	register(t, d, k, carV1())
+	closeStore(t, d)
+	before := names(t, dir)
+	hash := strings.Repeat("0", 32)
+	for _, n := range []string{"copies/0000000000000001-" + hash + ".partial-0123456789abcdef", "copies/00000000000000ff-" + hash + ".complete",
+		"index/00000000000000ff-" + hash + ".idx"} {
+		writeFile(t, filepath.Join(dir, n), []byte("left"))
+	}
+	d = open(t, dir)
+	works(t, d, k)
+	closeStore(t, d)
+	if after := names(t, dir); !slices.Equal(after, before) {
+		t.Errorf("files %v, want %v", after, before)
+	}
+	if st, err := os.Stat(filepath.Join(dir, "copies")); err != nil || st.Mode().Perm() != 0o700 {
+		t.Errorf("directory of copies: %v, %v", st.Mode(), err)
+	}
+}
