@@ -357,6 +357,9 @@ func TestAfterRecovery(t *testing.T) {
 	if s.open() != 0 || s.opened.Load() != 2 {
 		t.Fatalf("%d accessors open, %d opened; want 0, 2", s.open(), s.opened.Load())
 	}
+	if _, err := bs.Get(t.Context(), c); err == nil || s.opened.Load() != 3 {
+		t.Fatalf("a new accessor that fails was tried again: %d opened, want 3", s.opened.Load())
+	}
 	if _, err := bs.Get(t.Context(), testdata.RootCID); err != nil {
 		t.Fatal(err)
 	}
