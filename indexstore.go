@@ -83,7 +83,7 @@ func (st lifeStore) build(ctx context.Context, j *job, r mount.Reader, size int6
 	if !j.recovering {
 		// A crash may have come between the index and its event.
 		if x, err := st.repo.OpenIndex(j.key, j.gen); err == nil {
-			if _, bound := x.Binding(); bound && x.CheckSource(r, size) == nil && x.Verify(ctx) == nil {
+			if _, bound := x.Binding(); bound && x.CheckSource(r, size) == nil && x.Verify(ctx) == nil && st.sync() == nil {
 				j.held = append(j.held, x)
 				return x.Info(), x.Multihashes(), nil
 			}
@@ -98,6 +98,14 @@ func (st lifeStore) build(ctx context.Context, j *job, r mount.Reader, size int6
 		return shard.IndexInfo{}, nil, fmt.Errorf("failed to add index for shard: %w", err)
 	}
 	return d.Info(), d.Multihashes(), nil
+}
+
+// sync makes an index that was found durable, before anybody relies on it.
+func (st lifeStore) sync() error {
+	if s, ok := st.repo.(index.Syncer); ok {
+		return s.SyncIndexes()
+	}
+	return nil
 }
 
 func (st lifeStore) open(key shard.Key, gen uint64) (finder, error) {

@@ -48,6 +48,7 @@ type FSIndexRepo struct {
 var (
 	_ FullIndexRepo = (*FSIndexRepo)(nil)
 	_ LifeRepo      = (*FSIndexRepo)(nil)
+	_ Syncer        = (*FSIndexRepo)(nil)
 )
 
 const (
@@ -219,6 +220,10 @@ func (r *FSIndexRepo) SweepIndexes(alive func(gen uint64) bool) (removed int, er
 	}
 	return removed, errors.Join(errs...)
 }
+
+// SyncIndexes implements [Syncer]. The contents were synced before a file got its
+// name, so only the names are missing.
+func (r *FSIndexRepo) SyncIndexes() error { return r.fs.SyncDir(r.dir) }
 
 func (r *FSIndexRepo) noteAdded(h keyHash, gen uint64) {
 	r.mu.Lock()

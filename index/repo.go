@@ -101,6 +101,14 @@ type LifeRepo interface {
 	SweepIndexes(alive func(gen uint64) bool) (removed int, err error)
 }
 
+// Syncer is an extra power of a [LifeRepo] on a disk: making durable what was found
+// there. A process that is killed may leave an index that can be read and that a
+// power cut would take back.
+type Syncer interface {
+	// SyncIndexes makes the indices that OpenIndex finds now durable.
+	SyncIndexes() error
+}
+
 // ManifestRepo is declared by the predecessor and implemented by nobody.
 type ManifestRepo interface {
 	ListManifests(shard.Key) ([]ManifestKey, error)

@@ -69,7 +69,8 @@ func tempName(dir, name string) string {
 // partial ones, whosever they are. It touches only regular files with names that
 // this package gives, and returns the file names that it removed. Call it before
 // the first fetch into dir. A directory that does not exist is empty. An error
-// does not stop the sweep; the errors are joined.
+// does not stop the sweep; the errors are joined. The copies that stay are durable
+// after a nil error.
 func SweepCopies(fsys fsio.FS, dir string, alive func(name string) bool) (removed []string, err error) {
 	entries, err := fsys.ReadDir(dir)
 	if errors.Is(err, fs.ErrNotExist) {
@@ -79,9 +80,13 @@ func SweepCopies(fsys fsio.FS, dir string, alive func(name string) bool) (remove
 		return nil, fmt.Errorf("sweep local copies: %w", err)
 	}
 	var errs []error
+	found := false
 	for _, e := range entries {
 		name, complete, ok := parseCopyFile(e.Name())
-		if !ok || !e.Type().IsRegular() || complete && alive(name) {
+		if !ok || !e.Type().IsRegular() {
+			continue
+		}
+		if found = true; complete && alive(name) {
 			continue
 		}
 		if err := removeFile(fsys, filepath.Join(dir, e.Name())); err != nil {
@@ -90,7 +95,7 @@ func SweepCopies(fsys fsio.FS, dir string, alive func(name string) bool) (remove
 		}
 		removed = append(removed, e.Name())
 	}
-	if len(removed) > 0 {
+	if found { // a killed process may have given a copy its name and not synced it
 		errs = append(errs, fsys.SyncDir(dir))
 	}
 	if err := errors.Join(errs...); err != nil {
