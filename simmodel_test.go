@@ -572,6 +572,20 @@ func (m *simModel) checkDurable(disk *fsio.Sim, shown journal.Position, before s
 	return r
 }
 
+// checkCopies finds on a disk, as a crash left it, the copies that the store relies on.
+func (m *simModel) checkCopies(disk *fsio.Sim) {
+	for key, lv := range m.s.e.d.mu.hot {
+		s := &lv.s
+		if lv.busy || s.Data != fsm.Present || !s.Owned || m.tainted[key] || m.s.e.copies[key] != s.Gen {
+			continue
+		}
+		name := mount.CopyName(s.Gen, key.String()) + ".complete"
+		if data, err := readFile(disk, simRoot+"/copies/"+name); err != nil || !m.sourceOf(lv.url).hasData(data) {
+			m.s.failf("C5: after a crash now the copy of %.20q is not what it was: %v", key, err)
+		}
+	}
+}
+
 // checkStarted holds a store that has just started to what it started from.
 func (m *simModel) checkStarted(r *replayed) {
 	s := m.s

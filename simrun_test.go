@@ -524,7 +524,9 @@ func (s *simulator) rest() {
 // actCloneCheck looks at what would be there after a power cut now.
 func (s *simulator) actCloneCheck() bool {
 	s.logf("what if")
-	s.model.checkDurable(s.disk.Clone(s.rng.Uint64()).Crash(), s.d.cat.Position(), "a crash now")
+	disk := s.disk.Clone(s.rng.Uint64()).Crash()
+	s.model.checkDurable(disk, s.d.cat.Position(), "a crash now")
+	s.model.checkCopies(disk)
 	return true
 }
 

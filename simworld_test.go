@@ -88,6 +88,15 @@ func (s *carSource) holds(digest [32]byte) bool {
 	return false
 }
 
+func (s *carSource) hasData(data []byte) bool {
+	for _, c := range s.history {
+		if bytes.Equal(c.data, data) {
+			return true
+		}
+	}
+	return false
+}
+
 func (s *carSource) set(c *content) {
 	s.content = c
 	s.history = append(s.history, c)
