@@ -230,6 +230,49 @@ func (s *simulator) runFaulty(what string, recovery bool) (again int) {
 	return again
 }
 
+// TestKillThenCrash kills the process at each operation of the script, lets another
+// finish what it finds, and cuts the power: what the second process found and went on
+// from was the first one's, and perhaps not yet durable. Proves C2 (index and copy),
+// C5, C9, I2, I7.
+func TestKillThenCrash(t *testing.T) {
+	runs := 0
+	stride := uint64(1)
+	if testing.Short() {
+		stride = 11
+	}
+	for n, more := uint64(0), true; more; n += stride {
+		synctest.Test(t, func(t *testing.T) {
+			s := scripted(t, n, n, fsio.FaultCrash)
+			err := s.open(openFaults{})
+			if err == nil {
+				s.script()
+			}
+			if !s.hooks.dead() {
+				more = n < s.disk.NumOps() // a close, which always succeeds, or the end
+				s.drain()
+				return
+			}
+			s.hooks.fixed.on = false
+			disk := s.disk.Kill()
+			if s.disk = disk; err == nil {
+				s.dispose()
+				s.w.free = true
+			}
+			if err := s.open(openFaults{}); err != nil {
+				s.failf("C9: the store does not open after a kill at operation %d: %v", n, err)
+			}
+			s.rest()
+			s.actCloneCheck()
+			s.w.free = true
+			s.drain()
+		})
+		if runs++; t.Failed() {
+			t.Fatalf("killed at operation %d", n)
+		}
+	}
+	t.Logf("%d kills", runs)
+}
+
 // crashRecovery crashes the recovery of a disk at each of its operations, and then
 // the recovery of that. All end in the same state.
 func (s *simulator) crashRecovery(disk *fsio.Sim, want *replayed) (n int) {
