@@ -196,6 +196,12 @@ type DAGStore struct {
 	ctx    context.Context // of all work that callers share
 	cancel context.CancelFunc
 	jobs   sync.WaitGroup // running jobs and what they left behind
+	// late guards the last additions to jobs: once ended, Close waits for no more.
+	late struct {
+		sync.Mutex
+		ended bool
+	}
+	writes sync.WaitGroup // those that write an index now, which no mount holds up
 
 	phase  atomic.Int32
 	closed chan struct{} // closed when Close is done
@@ -364,6 +370,9 @@ func (d *DAGStore) Close() error {
 
 // waitForJobs waits for running jobs, bounded by the configured time.
 func (d *DAGStore) waitForJobs() {
+	d.late.Lock()
+	d.late.ended = true
+	d.late.Unlock()
 	done := make(chan struct{})
 	go func() { d.jobs.Wait(); close(done) }()
 	t := time.NewTimer(d.cfg.CloseTimeout)
@@ -373,6 +382,22 @@ func (d *DAGStore) waitForJobs() {
 	case <-t.C:
 		d.log.Warn("close: a mount ignores its context; its goroutine is left behind", "waited", d.cfg.CloseTimeout)
 	}
+	d.mu.Lock() // whoever began a write has done so, and nobody begins another
+	d.mu.Unlock()
+	d.writes.Wait()
+}
+
+// beginWrite begins the writing of an index, unless the store is closing. Close waits
+// for its end however slow the disk is: whoever opens the directory next sweeps
+// unfinished files and gives their names away. The writer calls writes.Done.
+func (d *DAGStore) beginWrite() bool {
+	d.mu.RLock()
+	defer d.mu.RUnlock()
+	if d.ctx.Err() != nil {
+		return false
+	}
+	d.writes.Add(1)
+	return true
 }
 
 // Interface is what clients of the store depend on. It is frozen: new verbs are

@@ -94,6 +94,10 @@ func (st lifeStore) build(ctx context.Context, j *job, r mount.Reader, size int6
 	if err != nil {
 		return shard.IndexInfo{}, nil, err
 	}
+	if !j.d.beginWrite() {
+		return shard.IndexInfo{}, nil, ErrClosed
+	}
+	defer j.d.writes.Done()
 	if err := st.repo.PutIndex(j.key, j.gen, d); err != nil {
 		return shard.IndexInfo{}, nil, fmt.Errorf("failed to add index for shard: %w", err)
 	}
