@@ -324,12 +324,19 @@ func (s *simulator) closeStore() error {
 	d := s.d
 	go func() { done <- d.Close() }()
 	s.settle()
+	patience := time.Now() // for the disk
+	if s.rng.IntN(2) == 0 {
+		patience = patience.Add(5 * time.Second)
+	}
 	for range 1 << 20 {
 		select {
 		case err := <-done:
 			s.settle()
 			s.model.poll()
 			s.d, s.e = nil, nil
+			if !s.hooks.dead() {
+				s.noWrites()
+			}
 			return err
 		default:
 		}
@@ -338,15 +345,26 @@ func (s *simulator) closeStore() error {
 		case s.turn():
 		case len(s.jobs) > 0:
 			s.runJob(s.rng.IntN(len(s.jobs)))
-		case s.hooks.diskGates(s.w) >= 0:
+		case s.hooks.diskGates(s.w) >= 0 && !time.Now().Before(patience):
 			s.openGate(s.hooks.diskGates(s.w), verdictOK)
-		default: // it waits for a mount that ignores its context
-			<-time.After(10 * time.Millisecond)
+		default: // it waits for a mount that ignores its context, or for the disk
+			<-time.After(50 * time.Millisecond)
 			s.settle()
 		}
 	}
 	s.t.Fatalf("seed %d: Close does not return", s.seed)
 	return nil
+}
+
+// noWrites finds nobody writing an index, as another process may do from now on.
+func (s *simulator) noWrites() {
+	s.w.mu.Lock()
+	defer s.w.mu.Unlock()
+	for _, g := range s.w.gates {
+		if g.src == nil && strings.Contains(g.what, "/index") && !strings.HasPrefix(g.what, "disk remove") {
+			s.t.Errorf("seed %d: Close left somebody at %s", s.seed, g.what)
+		}
+	}
 }
 
 // simHooks decides about every operation of the disk.

@@ -73,6 +73,7 @@ type simModel struct {
 	acks    []ack // ever
 	tainted map[shard.Key]bool
 	rotten  map[shard.Key]bool // a copy was damaged
+	disked  map[shard.Key]bool // the disk failed for its files, or they were damaged
 	// active is the last operation during which an accessor of the key was open or
 	// an acquire under way.
 	active  map[shard.Key]int
@@ -94,6 +95,7 @@ func (m *simModel) init(s *simulator) {
 	}
 	m.tainted = make(map[shard.Key]bool)
 	m.rotten = make(map[shard.Key]bool)
+	m.disked = make(map[shard.Key]bool)
 	m.active = make(map[shard.Key]int)
 	m.unknown = make(map[shard.Key]bool)
 	m.foreign = make(map[string]string)
@@ -138,12 +140,10 @@ func (m *simModel) blame(name string, _ fsio.Fault) {
 	if strings.HasPrefix(name, simRoot+"/journal") {
 		return
 	}
-	if k, ok := m.keyOf(name); ok {
-		m.tainted[k] = true
-		return
-	}
 	for _, k := range m.keys {
-		m.tainted[k] = true
+		if one, ok := m.keyOf(name); !ok || one == k {
+			m.tainted[k], m.disked[k] = true, true
+		}
 	}
 }
 
@@ -722,13 +722,13 @@ func (m *simModel) checkTopLevel() {
 			}
 			var got []string
 			for _, k := range keys {
-				if !m.tainted[k] {
+				if !m.disked[k] {
 					got = append(got, k.String())
 				}
 			}
 			var want []string
 			for _, k := range holders[string(b.Cid().Hash())] {
-				if !m.tainted[shard.KeyFromString(k)] {
+				if !m.disked[shard.KeyFromString(k)] {
 					want = append(want, k)
 				}
 			}

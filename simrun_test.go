@@ -463,6 +463,7 @@ func (s *simulator) actRot() bool {
 	}
 	k, _ := s.model.keyOf(f)
 	s.taint(k)
+	s.model.disked[k] = true
 	off := s.rng.Int64N(info.Size())
 	if s.pct(20) {
 		s.logf("somebody removes %s", f)
@@ -713,7 +714,8 @@ func (s *simulator) drain() {
 	s.rest()
 	s.pass(3 * time.Second)
 	s.rest()
-	if names := s.disk.OpenNames(); len(names) != 2 {
+	names := slices.DeleteFunc(s.disk.OpenNames(), func(n string) bool { return path.Dir(n) == simRoot+"/journal" })
+	if len(names) != 1 { // the lock
 		s.failf("F14: with no accessor open and after the idle time these are: %v", names)
 	}
 	s.finish(s.actGC)
@@ -753,6 +755,17 @@ func (s *simulator) drain() {
 	s.openAllGates()
 	if err := checkForeign(s.disk, m.foreign); err != nil {
 		s.failf("%v", err)
+	}
+	for dir, want := range map[string][]string{"/": {"store", "store2", "user"}, simRoot: {"copies", "index", "journal", "notes.txt"}} {
+		entries, err := s.disk.ReadDir(dir)
+		if err != nil {
+			s.failf("%v", err)
+		}
+		for _, e := range entries {
+			if !slices.Contains(want, e.Name()) {
+				s.failf("I14, F12: the store made %s in %s", e.Name(), dir)
+			}
+		}
 	}
 }
 
