@@ -65,9 +65,12 @@ func (t *tour) register(ctx context.Context) (err error) {
 		}
 	}
 
-	// The shard over HTTP is kept waiting by its origin until this is printed.
-	if _, err := t.store.GetShardInfo(fromHTTP); err != nil { // waits until it is recorded
-		return err
+	// A shard is listed as soon as it is recorded, which GetShardInfo waits for. The
+	// one over HTTP is kept waiting by its origin until the list is printed.
+	for _, key := range append([]shard.Key{fromFile, fromFS, fromHTTP, offline}, t.mine...) {
+		if _, err := t.store.GetShardInfo(key); err != nil {
+			return err
+		}
 	}
 	if err := t.table("a moment later"); err != nil {
 		return err
