@@ -1112,3 +1112,131 @@ func TestTempsSweptAtStart(t *testing.T) {
 		t.Errorf("directory of copies: %v, %v", st.Mode(), err)
 	}
 }
+
+// TestAbandonRaces: callers leave at every moment of an acquire that has to open the
+// shard. However it turns out, no reference is left.
+// Proves I5, F14 (races).
+func TestAbandonRaces(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := start(t, dagstore.Config{IdleHandles: -1})
+		k := key("foo")
+		data, _ := makeCAR([]byte("tiny"))
+		register(t, d, k, &mount.BytesMount{Bytes: data})
+		for i := range 3000 {
+			ctx, cancel := context.WithCancel(background)
+			go func() {
+				for range i % 300 {
+					runtime.Gosched()
+				}
+				cancel()
+			}()
+			acc, err := d.AcquireShardSync(ctx, k, dagstore.AcquireOpts{})
+			switch {
+			case err == nil:
+				closeAll(t, acc)
+			case !errors.Is(err, context.Canceled):
+				t.Fatal(err)
+			}
+		}
+		settle()
+		wantState(t, d, k, dagstore.ShardStateAvailable)
+		if n := d.Metrics().OpenHandles; n != 0 {
+			t.Errorf("%d handles are open", n)
+		}
+		destroy(t, d, k)
+	})
+}
+
+// slowReads are readers that wait in ReadAt, and notice a Close meanwhile.
+type slowReads struct {
+	mount.BytesMount
+	ctl *readControl
+}
+
+type readControl struct {
+	slow             atomic.Bool
+	entered, proceed chan struct{}
+	inside, closed   atomic.Int32
+	closedInside     atomic.Bool
+}
+
+func (m *slowReads) Fetch(ctx context.Context) (mount.Reader, error) {
+	r, err := m.BytesMount.Fetch(ctx)
+	return &slowReader{r, m.ctl}, err
+}
+
+type slowReader struct {
+	mount.Reader
+	ctl *readControl
+}
+
+func (r *slowReader) ReadAt(p []byte, off int64) (int, error) {
+	r.ctl.inside.Add(1)
+	defer r.ctl.inside.Add(-1)
+	if r.ctl.slow.Load() {
+		r.ctl.entered <- struct{}{}
+		<-r.ctl.proceed
+	}
+	return r.Reader.ReadAt(p, off)
+}
+
+func (r *slowReader) Close() error {
+	r.ctl.closed.Add(1)
+	if r.ctl.inside.Load() > 0 {
+		r.ctl.closedInside.Store(true)
+	}
+	return r.Reader.Close()
+}
+
+// TestF16ReadInProgress: a read that is in progress while its accessor, and then the
+// store, is closed ends with its bytes; only then is the reader closed, once.
+// Proves F16, I6.
+func TestF16ReadInProgress(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		ctl := &readControl{entered: make(chan struct{}), proceed: make(chan struct{})}
+		r := registry(t, nil)
+		if err := r.Register("slow", &slowReads{ctl: ctl}); err != nil {
+			t.Fatal(err)
+		}
+		data, cids := makeCAR(randomBlocks(4, 10, 100)...)
+		for _, closing := range []string{"accessor", "store"} {
+			d := start(t, dagstore.Config{MountRegistry: r, IdleHandles: -1})
+			k := key("foo")
+			register(t, d, k, &slowReads{mount.BytesMount{Bytes: data}, ctl})
+			acc := acquire(t, d, k)
+			bs := blockstore(t, acc)
+			before := ctl.closed.Load()
+			ctl.slow.Store(true)
+			got := make(chan error)
+			go func() {
+				b, err := bs.Get(background, cids[3])
+				if err == nil {
+					checkBlock(t, b)
+				}
+				got <- err
+			}()
+			<-ctl.entered
+			if closing == "accessor" {
+				closeAll(t, acc)
+				pass(time.Minute)
+			} else {
+				closeStore(t, d)
+			}
+			ctl.slow.Store(false)
+			_, err := bs.Get(background, cids[4])
+			wantErr(t, "a read that begins after the "+closing+" is closed", err, dagstore.ErrClosed)
+			if n := ctl.closed.Load() - before; n != 0 {
+				t.Errorf("%s: the reader was closed %d times during a read", closing, n)
+			}
+			ctl.proceed <- struct{}{}
+			if err := <-got; err != nil {
+				t.Errorf("%s: the read in progress: %v", closing, err)
+			}
+			settle()
+			if n := ctl.closed.Load() - before; n != 1 || ctl.closedInside.Load() {
+				t.Errorf("%s: the reader was closed %d times, during a read %t", closing, n, ctl.closedInside.Load())
+			}
+			closeStore(t, d)
+		}
+	})
+}
