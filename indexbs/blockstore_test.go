@@ -158,6 +158,19 @@ func TestOverStore(t *testing.T) {
 	}
 }
 
+// TestStoreClosed: when the store is closed first, reads say so.
+func TestStoreClosed(t *testing.T) {
+	d, _ := openStore(t, map[string][]byte{"v1": testdata.CarV1})
+	bs := newBlockstore(t, over(d), first, 1, 0)
+	if _, err := bs.Get(t.Context(), testdata.RootCID); err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Fatal(err)
+	}
+	checkFails(t, bs, testdata.RootCID, dagstore.ErrClosed)
+}
+
 // TestOtherCodec: blocks are found by multihash, and come back under the CID that
 // was asked for.
 func TestOtherCodec(t *testing.T) {
