@@ -431,6 +431,9 @@ func (h *simHooks) init(seed uint64) {
 	h.count = make(map[string]uint64)
 	h.mu = make(chanMutex, 1)
 	h.rate.crash, h.rate.gate = 1500, 12
+	if seed%3 == 1 {
+		h.rate.gate = 3
+	}
 	switch h.mode {
 	case modeDisk:
 		h.rate.file, h.rate.journal = 30, 250
