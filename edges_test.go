@@ -1240,3 +1240,152 @@ func TestF16ReadInProgress(t *testing.T) {
 		}
 	})
 }
+
+// TestLookupMends: an index that is damaged or gone when the top-level index is made
+// from it at start is built again, without anybody acquiring the shard.
+// Proves F19 (in memory), F20, C10 (index).
+func TestLookupMends(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		dir := t.TempDir()
+		d := open(t, dir)
+		data, cids := makeCAR(randomBlocks(6, 40, 64)...)
+		path := writeFile(t, filepath.Join(t.TempDir(), "x.car"), data)
+		k := key("foo")
+		register(t, d, k, &mount.FileMount{Path: path})
+		closeStore(t, d)
+		for _, harm := range []func(){
+			func() { damageIndex(t, dir) },
+			func() {
+				if err := os.Remove(filepath.Join(dir, "index", names(t, filepath.Join(dir, "index"))[0])); err != nil {
+					t.Fatal(err)
+				}
+			},
+		} {
+			harm()
+			d = open(t, dir)
+			settle()
+			for _, c := range cids {
+				if keys, err := d.ShardsContainingMultihash(background, c.Hash()); err != nil || len(keys) != 1 {
+					t.Fatalf("lookup: %v, %v", keys, err)
+				}
+			}
+			wantState(t, d, k, dagstore.ShardStateAvailable)
+			works(t, d, k)
+			closeStore(t, d)
+		}
+	})
+}
+
+// TestVerifyOptions: hashing may be turned off for scanning and for reading, and on
+// again by the caller who asks for it.
+func TestVerifyOptions(t *testing.T) {
+	data, cids := makeCAR(randomBlocks(7, 10, 100)...)
+	bad := cids[4]
+	data[bytes.Index(data, bad.Bytes())+bad.ByteLen()] ^= 1
+	d := start(t, dagstore.Config{})
+	_, err := d.RegisterShardSync(background, key("strict"), &mount.BytesMount{Bytes: data}, dagstore.RegisterOpts{})
+	wantErr(t, "register a CAR with a corrupt block", err, dagstore.ErrShardInitializationFailed)
+
+	d = start(t, dagstore.Config{SkipVerifyOnIndex: true})
+	register(t, d, key("scan"), &mount.BytesMount{Bytes: data})
+	acc := acquire(t, d, key("scan"))
+	_, err = blockstore(t, acc).Get(background, bad)
+	wantErr(t, "Get", err, dagstore.ErrBlockCorrupt)
+	closeAll(t, acc)
+
+	d = start(t, dagstore.Config{SkipVerifyOnIndex: true, SkipVerifyOnRead: true})
+	register(t, d, key("none"), &mount.BytesMount{Bytes: data})
+	acc = acquire(t, d, key("none"))
+	bs := blockstore(t, acc)
+	if _, err := bs.Get(background, bad); err != nil {
+		t.Errorf("Get without hashing: %v", err)
+	}
+	bs.HashOnRead(true)
+	_, err = bs.Get(background, bad)
+	wantErr(t, "Get with HashOnRead", err, dagstore.ErrBlockCorrupt)
+	closeAll(t, acc)
+
+	d = start(t, dagstore.Config{MaxShardRecords: 9})
+	_, err = d.RegisterShardSync(background, key("many"), &mount.BytesMount{Bytes: data[:len(data)/2]}, dagstore.RegisterOpts{})
+	wantErr(t, "register a cut CAR", err, dagstore.ErrShardInitializationFailed)
+	good, _ := makeCAR(randomBlocks(7, 10, 100)...)
+	_, err = d.RegisterShardSync(background, key("limit"), &mount.BytesMount{Bytes: good}, dagstore.RegisterOpts{})
+	wantErr(t, "register more records than allowed", err, dagstore.ErrShardInitializationFailed)
+	fewer, _ := makeCAR(randomBlocks(7, 9, 100)...)
+	register(t, d, key("fewer"), &mount.BytesMount{Bytes: fewer})
+}
+
+// TestSameKeyAtOnce: of many who register a key at once one succeeds, and of many
+// who destroy it one; the others learn why.
+func TestSameKeyAtOnce(t *testing.T) {
+	d := start(t, dagstore.Config{})
+	for range 20 {
+		k := key("foo")
+		var registered, destroyed atomic.Int32
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				switch _, err := d.RegisterShardSync(background, k, carV1(), dagstore.RegisterOpts{LazyInitialization: true}); {
+				case err == nil:
+					registered.Add(1)
+				case !errors.Is(err, dagstore.ErrShardExists):
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		for range 8 {
+			wg.Go(func() {
+				switch _, err := d.DestroyShardSync(background, k, dagstore.DestroyOpts{}); {
+				case err == nil:
+					destroyed.Add(1)
+				case !errors.Is(err, dagstore.ErrShardUnknown):
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+		if registered.Load() != 1 || destroyed.Load() != 1 {
+			t.Fatalf("%d registrations and %d destructions succeeded, want one each", registered.Load(), destroyed.Load())
+		}
+	}
+}
+
+// TestFailedStart: a start that is given too little time gives the directory back.
+func TestFailedStart(t *testing.T) {
+	dir := t.TempDir()
+	d := open(t, dir)
+	register(t, d, key("foo"), carV1())
+	closeStore(t, d)
+	ctx, cancel := context.WithCancel(background)
+	cancel()
+	_, err := dagstore.Open(ctx, dir, dagstore.WithLogger(quiet))
+	wantErr(t, "open with an ended context", err, context.Canceled)
+	if files := openFiles(t, dir); len(files) != 0 {
+		t.Errorf("open after a failed start: %v", files)
+	}
+	works(t, open(t, dir), key("foo"))
+}
+
+// TestGCMeetsClose: a GC that waits when the store is closed says so.
+// Proves F28 (GC).
+func TestGCMeetsClose(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		j := newTestJournal()
+		d := start(t, dagstore.Config{Journal: j})
+		register(t, d, key("a"), carV1())
+		register(t, d, key("b"), carV1())
+		release := j.hold()
+		if err := d.DestroyShard(background, key("a"), nil, dagstore.DestroyOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		done := make(chan error)
+		go func() { _, err := d.GC(background); done <- err }()
+		settle()
+		go closeStore(t, d)
+		settle()
+		release()
+		wantErr(t, "GC", <-done, dagstore.ErrClosed)
+	})
+}

@@ -2,11 +2,14 @@ package dagstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"sync"
 	"time"
 
 	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/projection"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -450,6 +453,23 @@ func (e *eventLoop) refuseAll() {
 // damaged tells the loop that a read found the shard's index damaged.
 func (e *eventLoop) damaged(lv *live, h *handle, err error) {
 	e.complete(input{ctl: func() { e.damage(lv, h, err) }})
+}
+
+// mend has the damaged or missing index of a recorded shard built again.
+func (e *eventLoop) mend(rec *projection.Record, err error) {
+	var damaged *index.DamagedError
+	if e.closing || !errors.As(err, &damaged) && !errors.Is(err, index.ErrNotFound) {
+		return
+	}
+	lv := e.d.mu.hot[rec.Key()]
+	if lv == nil {
+		if now := e.d.cat.Get(rec.Key()); now == nil || now.Gen() != rec.Gen() {
+			return
+		}
+		lv = e.reviveLive(rec)
+	}
+	e.damage(lv, lv.handle, err)
+	e.drain()
 }
 
 func (e *eventLoop) damage(lv *live, h *handle, err error) {

@@ -2,6 +2,7 @@ package dagstore
 
 import (
 	"context"
+	"errors"
 	"slices"
 
 	"github.com/dagstore/dagstore/fsm"
@@ -68,6 +69,9 @@ func (d *DAGStore) GC(ctx context.Context) (*GCResult, error) {
 			case fsm.OK:
 				res.Shards[r.key] = nil
 			case fsm.ErrFailed:
+				if errors.Is(r.cause, ErrClosed) {
+					return res, ErrClosed
+				}
 				res.Shards[r.key] = r.cause
 			}
 		case <-ctx.Done():

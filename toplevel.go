@@ -69,6 +69,7 @@ func (t *topLevel) rebuild(ctx context.Context, snap *projection.Snapshot) error
 			if missing++; first == nil {
 				first = fmt.Errorf("shard %q: %w", rec.Key(), err)
 			}
+			t.d.loop.complete(input{ctl: func() { t.d.loop.mend(rec, err) }})
 		}
 		return ctx.Err() == nil
 	})
