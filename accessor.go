@@ -3,12 +3,14 @@ package dagstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"sync/atomic"
 
 	"github.com/ipfs/go-cid"
 	carindex "github.com/ipld/go-car/v2/index"
 
+	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -34,15 +36,25 @@ func newAccessor(e *eventLoop, lv *live) *ShardAccessor {
 	return sa
 }
 
-// NewShardAccessor joins a reader and an index. The accessor closes the reader. s
-// names the shard and may be nil.
+// NewShardAccessor joins a reader and an index. Without an index (nil) it makes one of
+// the reader's CAR, in memory. The accessor closes the reader. s names the shard and
+// may be nil.
 func NewShardAccessor(data mount.Reader, idx carindex.Index, s *Shard) (*ShardAccessor, error) {
-	if data == nil || idx == nil {
-		return nil, errors.New("shard accessor: a reader and an index are needed")
+	if data == nil {
+		return nil, errors.New("shard accessor: a reader is needed")
 	}
 	size, err := sizeOf(data)
 	if err != nil {
 		return nil, err
+	}
+	if idx == nil {
+		draft, err := index.Build(context.Background(), data, size, index.BuildOptions{})
+		if err != nil {
+			return nil, fmt.Errorf("shard accessor: %w", err)
+		}
+		if idx, err = indexInMemory(draft); err != nil {
+			return nil, fmt.Errorf("shard accessor: %w", err)
+		}
 	}
 	var key shard.Key
 	if s != nil {
@@ -78,10 +90,11 @@ func (sa *ShardAccessor) View(ctx context.Context, c cid.Cid, fn func([]byte) er
 	return sa.bs.View(ctx, c, fn)
 }
 
-// Reader returns a reader of the shard's CAR file with a position of its own. Reads
-// after the accessor is closed return ErrClosed; closing the reader does not close
-// the accessor.
-func (sa *ShardAccessor) Reader() mount.Reader {
+// Reader returns a reader of the shard's CAR file with a position of its own. It is a
+// [mount.Reader], which can seek and be read at offsets; the result has the type that
+// interfaces of existing clients ask for. Reads after the accessor is closed return
+// ErrClosed; closing the reader does not close the accessor.
+func (sa *ShardAccessor) Reader() io.Reader {
 	sa.inHand()
 	return &accessorReader{sa: sa}
 }
@@ -118,6 +131,8 @@ func (sa *ShardAccessor) enter() error {
 	}
 	return nil
 }
+
+var _ mount.Reader = (*accessorReader)(nil)
 
 // accessorReader is a mount.Reader over the shared handle.
 type accessorReader struct {

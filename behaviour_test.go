@@ -572,7 +572,9 @@ func TestAcquireBeforeRegistered(t *testing.T) {
 		wantErr(t, "recover an unknown shard", d.RecoverShard(background, key("nobody"), out, dagstore.RecoverOpts{}), dagstore.ErrShardUnknown)
 		wantErr(t, "destroy an unknown shard", d.DestroyShard(background, key("nobody"), out, dagstore.DestroyOpts{}), dagstore.ErrShardUnknown)
 		_, err := d.GetShardInfo(key("nobody"))
-		wantErr(t, "info of an unknown shard", err, dagstore.ErrShardUnknown)
+		if err != dagstore.ErrShardUnknown { // compared so by clients
+			t.Errorf("info of an unknown shard: %v", err)
+		}
 	})
 }
 

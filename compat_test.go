@@ -58,12 +58,19 @@ var (
 	_ json.Marshaler                                                                       = (*dagstore.Shard)(nil)
 	_ json.Unmarshaler                                                                     = (*dagstore.Shard)(nil)
 	_ func(mount.Reader, carindex.Index, *dagstore.Shard) (*dagstore.ShardAccessor, error) = dagstore.NewShardAccessor
-	_ func(*dagstore.ShardAccessor) shard.Key                                              = (*dagstore.ShardAccessor).Shard
-	_ func(*dagstore.ShardAccessor) (dagstore.ReadBlockstore, error)                       = (*dagstore.ShardAccessor).Blockstore
-	_ func(*dagstore.ShardAccessor) error                                                  = (*dagstore.ShardAccessor).Close
+
+	// The interface that a fork's client has its accessor cache ask for.
+	_ interface {
+		Reader() io.Reader
+		Blockstore() (dagstore.ReadBlockstore, error)
+		io.Closer
+	} = (*dagstore.ShardAccessor)(nil)
+	_ func(*dagstore.ShardAccessor) shard.Key                        = (*dagstore.ShardAccessor).Shard
+	_ func(*dagstore.ShardAccessor) (dagstore.ReadBlockstore, error) = (*dagstore.ShardAccessor).Blockstore
+	_ func(*dagstore.ShardAccessor) error                            = (*dagstore.ShardAccessor).Close
 
 	// What live clients use of forks.
-	_ func(*dagstore.ShardAccessor) mount.Reader           = (*dagstore.ShardAccessor).Reader
+	_ func(*dagstore.ShardAccessor) io.Reader              = (*dagstore.ShardAccessor).Reader
 	_ func(*dagstore.DAGStore) map[dagstore.ShardState]int = (*dagstore.DAGStore).Stats
 	_ func(ds.Datastore) dagstore.ShardRepo                = dagstore.NewBadgerShardRepo
 	_ error                                                = mount.ErrTransientNotFound

@@ -451,7 +451,7 @@ func TestReader(t *testing.T) {
 		k := key("%s", name)
 		register(t, d, k, m)
 		acc := acquire(t, d, k)
-		a, b := acc.Reader(), acc.Reader()
+		a, b := acc.Reader().(mount.Reader), acc.Reader().(mount.Reader)
 		first := make([]byte, 100)
 		if _, err := io.ReadFull(a, first); err != nil {
 			t.Fatal(err)
@@ -531,7 +531,7 @@ func uniqueBlocks(t *testing.T, d *dagstore.DAGStore) map[string]bool {
 
 // TestNewShardAccessor joins a reader and any index, as clients and tests of theirs do.
 func TestNewShardAccessor(t *testing.T) {
-	for name, data := range map[string][]byte{"v1": testdata.CarV1, "v2": testdata.CarV2} {
+	for name, data := range map[string][]byte{"v1": testdata.CarV1, "v2": testdata.CarV2, "none": testdata.CarV2} {
 		idx, err := carindex.ReadFrom(bytes.NewReader(goCarIndex(t, data)))
 		if err != nil {
 			t.Fatal(err)
@@ -543,6 +543,9 @@ func TestNewShardAccessor(t *testing.T) {
 		r, err := (&mount.BytesMount{Bytes: data}).Fetch(background)
 		if err != nil {
 			t.Fatal(err)
+		}
+		if name == "none" {
+			idx = nil // as clients' tests have it
 		}
 		acc, err := dagstore.NewShardAccessor(r, idx, &s)
 		if err != nil {
@@ -565,6 +568,13 @@ func TestNewShardAccessor(t *testing.T) {
 	}
 	if _, err := dagstore.NewShardAccessor(nil, nil, nil); err == nil {
 		t.Error("an accessor of nothing")
+	}
+	junk, err := (&mount.BytesMount{Bytes: testdata.Junk}).Fetch(background)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := dagstore.NewShardAccessor(junk, nil, nil); !errors.Is(err, index.ErrMalformed) {
+		t.Errorf("an accessor of junk without an index: %v", err)
 	}
 }
 

@@ -33,7 +33,7 @@ type Explanation struct {
 // and if not, what is missing, since when, and what would change it.
 func (d *DAGStore) Explain(key shard.Key) (Explanation, error) {
 	if _, err := d.GetShardInfo(key); err != nil {
-		return Explanation{}, err
+		return Explanation{}, fmt.Errorf("%s: %w", key, err)
 	}
 	x := Explanation{Key: key}
 	rec := d.cat.Get(key)

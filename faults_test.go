@@ -763,7 +763,7 @@ func TestF14OutlivedHandle(t *testing.T) {
 		}
 		settle()
 		works(t, d, k) // the index was built again
-		reader := acc.Reader()
+		reader := acc.Reader().(mount.Reader)
 		if _, err := reader.ReadAt(make([]byte, 10), 0); err != nil {
 			t.Errorf("the old accessor no longer reads: %v", err)
 		}
@@ -821,7 +821,7 @@ func TestF16CloseDuringReads(t *testing.T) {
 					b, err := bs.Get(background, c)
 					if err == nil {
 						checkBlock(t, b)
-						_, err = acc.Reader().ReadAt(make([]byte, 100), int64(i))
+						_, err = acc.Reader().(mount.Reader).ReadAt(make([]byte, 100), int64(i))
 					}
 					if err != nil {
 						if !errors.Is(err, dagstore.ErrClosed) {

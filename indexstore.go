@@ -208,11 +208,7 @@ func (st *keyStore) build(ctx context.Context, j *job, r mount.Reader, size int6
 	if err != nil {
 		return shard.IndexInfo{}, nil, err
 	}
-	var b bytes.Buffer
-	if _, err := d.WriteTo(&b); err != nil {
-		return shard.IndexInfo{}, nil, err
-	}
-	x, err := index.OpenIndex(bytes.NewReader(b.Bytes()), int64(b.Len()), "memory", nil)
+	x, err := indexInMemory(d)
 	if err != nil {
 		return shard.IndexInfo{}, nil, err
 	}
@@ -229,6 +225,15 @@ func (st *keyStore) build(ctx context.Context, j *job, r mount.Reader, size int6
 	}
 	st.builder[j.key] = j.gen
 	return d.Info(), d.Multihashes(), nil
+}
+
+// indexInMemory opens a draft as the index that it would be on disk.
+func indexInMemory(d *index.Draft) (*index.ShardIndex, error) {
+	var b bytes.Buffer
+	if _, err := d.WriteTo(&b); err != nil {
+		return nil, err
+	}
+	return index.OpenIndex(bytes.NewReader(b.Bytes()), int64(b.Len()), "memory", nil)
 }
 
 func (st *keyStore) open(key shard.Key, _ uint64) (finder, error) {

@@ -117,8 +117,9 @@ func (d *DAGStore) mountable(scheme string) bool {
 	return d.schemes == nil || d.schemes[scheme]
 }
 
-// GetShardInfo returns the state of a shard, or ErrShardUnknown. It waits for a
-// registration that is not yet durable.
+// GetShardInfo returns the state of a shard. It waits for a registration that is not
+// yet durable. For a key that names no shard the error is ErrShardUnknown itself:
+// clients of the predecessor compare it with ==.
 func (d *DAGStore) GetShardInfo(k shard.Key) (ShardInfo, error) {
 	if err := d.check(); err != nil {
 		return ShardInfo{}, err
@@ -137,7 +138,7 @@ func (d *DAGStore) GetShardInfo(k shard.Key) (ShardInfo, error) {
 	}
 	rec := d.cat.Get(k)
 	if rec == nil {
-		return ShardInfo{}, fmt.Errorf("%s: %w", k, ErrShardUnknown)
+		return ShardInfo{}, ErrShardUnknown
 	}
 	return d.recordInfo(rec), nil
 }
