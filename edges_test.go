@@ -670,6 +670,59 @@ func TestForeignRepoRestart(t *testing.T) {
 	}
 }
 
+// objectRepo keeps the very objects that it is given, as clients' mocks do.
+type objectRepo struct {
+	*foreignRepo
+	objects sync.Map
+}
+
+func (r *objectRepo) AddFullIndex(k shard.Key, idx carindex.Index) error {
+	r.objects.Store(k, idx)
+	return r.foreignRepo.AddFullIndex(k, idx)
+}
+
+func (r *objectRepo) GetFullIndex(k shard.Key) (carindex.Index, error) {
+	idx, ok := r.objects.Load(k)
+	if !ok {
+		return nil, index.ErrNotFound
+	}
+	return idx.(carindex.Index), nil
+}
+
+// TestObjectRepo: an index that a daemon's repository hands out again and again is
+// not closed with one use of it, nor is one given to NewShardAccessor.
+func TestObjectRepo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		repo := &objectRepo{foreignRepo: newForeignRepo()}
+		d := start(t, dagstore.Config{IndexRepo: repo, IdleHandles: -1})
+		k := key("foo")
+		register(t, d, k, carV2())
+		for range 3 {
+			works(t, d, k)
+			settle()
+		}
+		idx, err := repo.GetFullIndex(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			r, err := (&mount.BytesMount{Bytes: testdata.CarV2}).Fetch(background)
+			if err != nil {
+				t.Fatal(err)
+			}
+			acc, err := dagstore.NewShardAccessor(r, idx, nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			readAll(t, acc)
+			closeAll(t, acc)
+		}
+		if n := len(multihashes(t, d, k)); n == 0 {
+			t.Error("the index is empty")
+		}
+	})
+}
+
 // TestOwnInverted: a daemon's own top-level index, which cannot remove: lookups show
 // what is available only, and its failure to add is the registration's.
 func TestOwnInverted(t *testing.T) {

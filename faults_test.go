@@ -912,6 +912,9 @@ func TestF17DestroyInFlight(t *testing.T) {
 			}
 			_, err := d.GetShardInfo(k)
 			wantErr(t, "info", err, dagstore.ErrShardUnknown)
+			if len(gone) != 1 {
+				t.Error("the destruction waits for the fetch")
+			}
 
 			register(t, d, k, carV2()) // the next life
 			g.letIn(8)                 // and only now the old fetch ends

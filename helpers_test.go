@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -332,9 +331,6 @@ func multihashes(t testing.TB, d *dagstore.DAGStore, k shard.Key) (all []mh.Mult
 	idx, err := d.GetIterableIndex(k)
 	if err != nil {
 		t.Fatal(err)
-	}
-	if c, ok := idx.(io.Closer); ok {
-		defer c.Close()
 	}
 	if err := idx.ForEach(func(h mh.Multihash, _ uint64) error { all = append(all, h); return nil }); err != nil {
 		t.Fatal(err)

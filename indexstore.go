@@ -143,6 +143,8 @@ type shardFinder struct {
 	base uint64
 	// layout is for an index that does not know sizes.
 	layout *carscan.Layout
+	// borrowed: somebody else has x too, and may give it to us again.
+	borrowed bool
 }
 
 func (f *shardFinder) checkSource(r io.ReaderAt, size int64) error {
@@ -177,7 +179,11 @@ func (f *shardFinder) find(r io.ReaderAt, m string) (location, bool, error) {
 func (f *shardFinder) forEach(visit func(mh.Multihash, uint64) error) error {
 	return f.x.ForEach(visit)
 }
-func (f *shardFinder) close() { f.x.Close() }
+func (f *shardFinder) close() {
+	if !f.borrowed {
+		f.x.Close()
+	}
+}
 
 // sectionAt reads the header of a section to learn where its data lies.
 func sectionAt(r io.ReaderAt, l *carscan.Layout, offset uint64, m string) (location, error) {
@@ -284,7 +290,7 @@ func (m multihashesOf) ForEach(visit func(mh.Multihash) error) error {
 // findIn finds in any go-car index.
 func findIn(idx carindex.Index) finder {
 	if x, ok := idx.(*index.ShardIndex); ok {
-		return &shardFinder{x: x}
+		return &shardFinder{x: x, borrowed: true}
 	}
 	return &carFinder{idx: idx}
 }
