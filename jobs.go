@@ -291,21 +291,50 @@ type source struct {
 	size int64
 	// cancel ends the context that the mount was given, which governs reading too.
 	cancel context.CancelFunc
+	// d is set if the reader is code of others, which closes beside its caller.
+	d *DAGStore
 }
 
 func (s *source) Close() error {
-	err := s.Reader.Close()
-	s.cancel()
-	return err
+	if s.d == nil {
+		err := s.Reader.Close()
+		s.cancel()
+		return err
+	}
+	s.d.beside(func() {
+		defer s.cancel()
+		s.d.closeReader(s.Reader)
+	})
+	return nil
+}
+
+func (d *DAGStore) closeReader(r mount.Reader) {
+	if err := d.guarded("close a reader", r.Close); err != nil {
+		d.log.Debug("a reader did not close", "err", err)
+	}
+}
+
+var errNoReader = errors.New("the mount returned neither a reader nor an error")
+
+// fetchDirect opens a source that is read in place.
+func (j *job) fetchDirect(ctx context.Context) (mount.Reader, error) {
+	return abandonable(ctx, j.d, func() (mount.Reader, error) {
+		r, err := j.mnt.Fetch(ctx)
+		if err == nil && r == nil {
+			err = errNoReader
+		}
+		return r, err
+	}, j.d.closeReader)
 }
 
 // reader opens the shard's bytes. They stay good until they are closed, or the
 // store is: with them goes the job's context, which the mount was given.
 func (j *job) reader(ctx context.Context) (*source, error) {
+	var ok bool
 	var r mount.Reader
 	var err error
 	if j.direct {
-		r, err = abandonable(ctx, j.d, func() (mount.Reader, error) { return j.mnt.Fetch(ctx) }, func(r mount.Reader) { r.Close() })
+		r, err = j.fetchDirect(ctx)
 	} else {
 		r, err = j.copyReader(ctx)
 	}
@@ -313,12 +342,23 @@ func (j *job) reader(ctx context.Context) (*source, error) {
 		return nil, err
 	}
 	s := &source{Reader: r, cancel: j.cancel}
+	if j.direct && foreign(r) {
+		s.d = j.d
+	}
 	j.cancel = func() {}
+	defer closeUnless(&ok, s)
 	if s.size, err = sizeOf(r); err != nil {
-		s.Close()
 		return nil, fmt.Errorf("size of the source: %w", err)
 	}
+	ok = true
 	return s, nil
+}
+
+// closeUnless closes c unless all went well. Deferred, it does so after a panic too.
+func closeUnless(ok *bool, c io.Closer) {
+	if !*ok {
+		c.Close()
+	}
 }
 
 var errCopyGone = errors.New("the local copy is gone")
@@ -375,9 +415,10 @@ func (j *job) open(ctx context.Context) *completion {
 	if err != nil {
 		return &completion{err: fmt.Errorf("failed to acquire reader of mount so we can return the accessor: %w", err), fault: j.dataFault()}
 	}
+	var ok bool
+	defer closeUnless(&ok, r)
 	f, err := j.d.indices.open(j.key, j.gen)
 	if err != nil {
-		r.Close()
 		fault := fsm.FaultSource
 		var damaged *index.DamagedError
 		if errors.Is(err, index.ErrNotFound) || errors.As(err, &damaged) || errors.Is(err, fs.ErrNotExist) {
@@ -385,9 +426,12 @@ func (j *job) open(ctx context.Context) *completion {
 		}
 		return &completion{err: fmt.Errorf("failed to recover index for shard %s: %w", j.key, err), fault: fault}
 	}
+	defer func() {
+		if !ok {
+			f.close()
+		}
+	}()
 	if err := f.checkSource(r.Reader, r.size); err != nil {
-		r.Close()
-		f.close()
 		fault := j.dataFault()
 		var damaged *index.DamagedError
 		if errors.As(err, &damaged) {
@@ -395,7 +439,9 @@ func (j *job) open(ctx context.Context) *completion {
 		}
 		return &completion{err: fmt.Errorf("the source is not what was indexed: %w", err), fault: fault}
 	}
-	return &completion{handle: newHandle(j.key, r, f)}
+	h := newHandle(j.key, r, f)
+	ok = true
+	return &completion{handle: h}
 }
 
 func (j *job) dataFault() fsm.Fault {
@@ -416,9 +462,6 @@ func (e *eventLoop) startSweep(lv *live) {
 	order := lv.sweep
 	lv.sweep = nil
 	j := &job{d: e.d, kind: fsm.JobRemove, key: lv.key, gen: lv.s.Gen, loop: e, lv: lv}
-	if lv.ownMount {
-		j.mnt = lv.mnt
-	}
 	e.spawn(func() {
 		j.sweep()
 		e.complete(input{ctl: func() {
@@ -434,12 +477,9 @@ func (e *eventLoop) startSweep(lv *live) {
 func (j *job) sweep() {
 	d := j.d
 	var errs []error
-	errs = append(errs, d.top.sweep(d.ctx, j.key))
-	errs = append(errs, d.indices.drop(j.key, j.gen))
+	errs = append(errs, d.guarded("the top-level index", func() error { return d.top.sweep(d.ctx, j.key) }))
+	errs = append(errs, d.guarded("the index repository", func() error { return d.indices.drop(j.key, j.gen) }))
 	errs = append(errs, mount.RemoveCopy(d.cfg.fs, d.cfg.TransientsDir, mount.CopyName(j.gen, j.key.String())))
-	if j.mnt != nil {
-		errs = append(errs, j.mnt.Close())
-	}
 	if err := errors.Join(errs...); err != nil {
 		d.log.Warn("files of a destroyed shard are left until the next start", "shard", j.key.String(), "err", err)
 	}
@@ -454,13 +494,16 @@ func abandonable[T any](ctx context.Context, d *DAGStore, f func() (T, error), l
 	}
 	ch := make(chan result, 1)
 	d.jobs.Go(func() {
+		// Told also when f panics, or ends its goroutine.
+		res := result{err: errNoReturn}
 		defer func() {
 			if p := recover(); p != nil {
-				ch <- result{err: fmt.Errorf("mount: panic: %v", p)}
+				res = result{err: fmt.Errorf("mount: panic: %v", p)}
 			}
+			ch <- res
 		}()
 		v, err := f()
-		ch <- result{v, err}
+		res = result{v, err}
 	})
 	select {
 	case r := <-ch:
@@ -475,3 +518,5 @@ func abandonable[T any](ctx context.Context, d *DAGStore, f func() (T, error), l
 		return zero, ctx.Err()
 	}
 }
+
+var errNoReturn = errors.New("the mount ended the goroutine that called it")

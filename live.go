@@ -96,7 +96,7 @@ func (e *eventLoop) reviveLive(rec *projection.Record) *live {
 	e.publish(lv)
 	e.revive.start(e, func() {
 		mnt, direct, err := e.d.instantiate(lv.url)
-		e.complete(input{ctl: func() {
+		if !e.complete(input{ctl: func() {
 			e.revive.ended(e)
 			lv.busy = false
 			lv.ownMount = true
@@ -104,7 +104,9 @@ func (e *eventLoop) reviveLive(rec *projection.Record) *live {
 			e.resumeDeferred(lv)
 			e.drain()
 			e.rest(lv) // those that it was made for may be gone
-		}})
+		}}) {
+			e.d.closeMount(mnt)
+		}
 	})
 	return lv
 }
@@ -246,6 +248,10 @@ func (e *eventLoop) forget(lv *live) {
 		delete(e.d.mu.hot, lv.key)
 	}
 	e.d.mu.Unlock()
+	if lv.ownMount {
+		e.d.closeMount(lv.mnt)
+		lv.ownMount = false
+	}
 	if lv.s.Life == shard.None {
 		delete(e.mounts, lv.s.Gen)
 		if e.copies[lv.key] == lv.s.Gen {

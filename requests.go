@@ -244,6 +244,9 @@ func (d *DAGStore) DestroyShardSync(ctx context.Context, key shard.Key, _ Destro
 
 // wait submits a request and waits for its answer or the end of its context.
 func (d *DAGStore) wait(req *request, submit func(*request) error) (ShardResult, error) {
+	if req.ctx == nil {
+		req.ctx = context.Background()
+	}
 	if err := req.ctx.Err(); err != nil {
 		return ShardResult{Key: req.key}, err
 	}

@@ -428,7 +428,10 @@ func (u *Upgrader) transfer(ctx context.Context, f *flight, want int64) (err err
 	if err != nil {
 		return err
 	}
-	closeSrc := sync.OnceValue(src.Close)
+	if src == nil {
+		return errNoReader
+	}
+	closeSrc := sync.OnceValue(func() error { return closeGuarded(src) })
 	defer closeSrc()
 	// A source that does not watch its context is woken by closing it.
 	defer context.AfterFunc(ctx, func() { closeSrc() })()
@@ -459,6 +462,19 @@ func (u *Upgrader) transfer(ctx context.Context, f *flight, want int64) (err err
 	}
 	done = true
 	return nil
+}
+
+var errNoReader = errors.New("the mount returned neither a reader nor an error")
+
+// closeGuarded closes a source. It may run in a goroutine of its own, where a panic
+// would end the process.
+func closeGuarded(src io.Closer) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("close the source: panic: %v", p)
+		}
+	}()
+	return src.Close()
 }
 
 // fill copies src to file, judges the result and makes it durable.
