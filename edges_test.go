@@ -500,6 +500,7 @@ func TestCARForms(t *testing.T) {
 		"padded v2": {slices.Clone(testdata.CarV2), len(uniqueBlocks(t, d))},
 		"identity":  {append(slices.Clone(plain), identity.Bytes()...), 11},
 		"doubles":   {double, 3},
+		"no blocks": {plain[:1+int(plain[0])], 0},
 	} {
 		k := key("%s", name)
 		register(t, d, k, &mount.BytesMount{Bytes: c.car})
@@ -1451,4 +1452,204 @@ func TestGCMeetsClose(t *testing.T) {
 		release()
 		wantErr(t, "GC", <-done, dagstore.ErrClosed)
 	})
+}
+
+// TestLateOpen: the shard is destroyed, or the store closed, while a source is being
+// opened for somebody who waits. Whoever waits is answered, and the reader that comes
+// late is closed, also if the mount ignores its context.
+// Proves F14, F17 (opens), F28.
+func TestLateOpen(t *testing.T) {
+	for _, deaf := range []bool{false, true} {
+		for _, closing := range []bool{false, true} {
+			bubble(t, func(t *testing.T) {
+				dir := t.TempDir()
+				g := newGate()
+				g.deaf = deaf
+				d := start(t, dagstore.Config{TransientsDir: t.TempDir(), MountRegistry: registry(t, g), IdleHandles: -1})
+				path := writeFile(t, filepath.Join(dir, "x.car"), testdata.CarV1)
+				k := key("foo")
+				g.letIn(1)
+				register(t, d, k, &gateMount{&mount.FileMount{Path: path}, g})
+				settle()
+				out := make(chan dagstore.ShardResult, 3)
+				for range 3 {
+					if err := d.AcquireShard(background, k, out, dagstore.AcquireOpts{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				settle()
+				want := dagstore.ErrShardUnknown
+				if closing {
+					want = dagstore.ErrClosed
+					go closeStore(t, d)
+				} else {
+					if err := d.DestroyShard(background, k, nil, dagstore.DestroyOpts{}); err != nil {
+						t.Fatal(err)
+					}
+				}
+				settle()
+				if len(out) != 3 {
+					t.Fatalf("%d of 3 who waited were answered", len(out))
+				}
+				for range 3 {
+					res := <-out
+					wantErr(t, "who waited", res.Error, want)
+				}
+				pass(5 * time.Second) // more than Close waits
+				g.letIn(1)
+				settle()
+				if files := openFiles(t, dir); len(files) != 0 {
+					t.Errorf("deaf %t, closing %t: open files: %v", deaf, closing, files)
+				}
+			})
+		}
+	}
+}
+
+// TestUnknownScheme: a shard whose mount type is not registered can be recovered
+// once it is, and destroyed without it.
+// Proves F18 (ways out).
+func TestUnknownScheme(t *testing.T) {
+	dir := t.TempDir()
+	with := dagstore.WithMount("stream", &streamMount{})
+	d := open(t, dir, with)
+	for _, k := range []string{"a", "b", "c"} {
+		register(t, d, key("%s", k), &streamMount{mount.BytesMount{Bytes: testdata.CarV1}})
+	}
+	closeStore(t, d)
+	d = open(t, dir)
+	_, err := d.RecoverShardSync(background, key("a"), dagstore.RecoverOpts{})
+	wantErr(t, "recover without the type", err, mount.ErrUnrecognizedScheme)
+	wantState(t, d, key("a"), dagstore.ShardStateErrored)
+	destroy(t, d, key("b"))
+	if _, err := d.GC(background); err != nil {
+		t.Error(err)
+	}
+	closeStore(t, d)
+	d = open(t, dir, with)
+	wantState(t, d, key("a"), dagstore.ShardStateErrored)
+	if _, err := d.RecoverShardSync(background, key("a"), dagstore.RecoverOpts{}); err != nil {
+		t.Error(err)
+	}
+	works(t, d, key("a"))
+	works(t, d, key("c"))
+	_, err = d.GetShardInfo(key("b"))
+	wantErr(t, "info of the destroyed shard", err, dagstore.ErrShardUnknown)
+}
+
+// TestTransientReplaced: the caller's copy is put away, or replaced by something
+// else, after the shard was indexed: the origin serves, and the file stays.
+// Proves F30 (given copies), F4.
+func TestTransientReplaced(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		other, _ := makeCAR(randomBlocks(1, 5, 10)...)
+		same := bytes.Clone(testdata.CarV1)
+		for i := len(same) / 3; i < len(same); i++ {
+			same[i] ^= 0x55
+		}
+		for name, content := range map[string][]byte{"gone": nil, "longer": append(bytes.Clone(testdata.CarV1), 1), "other": other, "garbled": same} {
+			own := writeFile(t, filepath.Join(t.TempDir(), "own.car"), testdata.CarV1)
+			d := start(t, dagstore.Config{IdleHandles: -1})
+			k := key("%s", name)
+			m := &mount.Counting{Mount: carV1()}
+			if _, err := d.RegisterShardSync(background, k, m, dagstore.RegisterOpts{ExistingTransient: own}); err != nil {
+				t.Fatal(err)
+			}
+			works(t, d, k)
+			settle()
+			if n := m.Count(); n != 0 {
+				t.Errorf("%s: fetched %d times with a good copy given", name, n)
+			}
+			if content == nil {
+				if err := os.Remove(own); err != nil {
+					t.Fatal(err)
+				}
+			} else {
+				writeFile(t, own, content)
+			}
+			works(t, d, k)
+			settle()
+			if n := m.Count(); n != 1 {
+				t.Errorf("%s: fetched %d times, want once", name, n)
+			}
+			if b, err := os.ReadFile(own); content != nil && (err != nil || !bytes.Equal(b, content)) {
+				t.Errorf("%s: the caller's file was changed: %v", name, err)
+			}
+			wantState(t, d, k, dagstore.ShardStateAvailable)
+		}
+	})
+}
+
+// TestCloseDuringCommit: what is being written when the store is closed is told as it
+// turns out; what had not been given to the journal is refused.
+// Proves F27, F28 (a commit in flight).
+func TestCloseDuringCommit(t *testing.T) {
+	for _, fails := range []bool{false, true} {
+		bubble(t, func(t *testing.T) {
+			j := newTestJournal()
+			d := start(t, dagstore.Config{Journal: j})
+			release := j.hold()
+			first, second := make(chan dagstore.ShardResult, 1), make(chan dagstore.ShardResult, 1)
+			lazy := dagstore.RegisterOpts{LazyInitialization: true}
+			if err := d.RegisterShard(background, key("first"), carV1(), first, lazy); err != nil {
+				t.Fatal(err)
+			}
+			settle()
+			if err := d.RegisterShard(background, key("second"), carV1(), second, lazy); err != nil {
+				t.Fatal(err)
+			}
+			if err := d.AcquireShard(background, key("first"), second, dagstore.AcquireOpts{}); err != nil {
+				t.Fatal(err)
+			}
+			settle()
+			go closeStore(t, d)
+			settle()
+			lost := errors.New("lost")
+			if fails {
+				j.failWith(func([]shard.Event) error { return fmt.Errorf("%w: %w", journal.ErrOutcomeUnknown, lost) })
+			}
+			release()
+			if res := <-first; fails {
+				wantErr(t, "the registration being written", res.Error, lost)
+			} else if res.Error != nil || res.Seq != 1 {
+				t.Errorf("the registration being written: %+v", res)
+			}
+			for range 2 {
+				if res := <-second; res.Error == nil || !fails && !errors.Is(res.Error, dagstore.ErrClosed) {
+					t.Errorf("what was not being written: %+v", res)
+				}
+			}
+			closeStore(t, d)
+			if n := j.appends.Load(); n != 1 {
+				t.Errorf("%d appends, want 1", n)
+			}
+			if head := j.Head().Seq; head != 1 && !fails {
+				t.Errorf("head %d, want 1", head)
+			}
+		})
+	}
+}
+
+// TestMountsSurviveRestart: shards of every kind of mount that needs no
+// configuration are there after a restart, whatever the path is called.
+// Proves F5.
+func TestMountsSurviveRestart(t *testing.T) {
+	dir, files := t.TempDir(), t.TempDir()
+	d := open(t, dir)
+	var keys []shard.Key
+	for i, name := range []string{"plain.car", "a b.car", "a%20b.car", "a#b?c=d.car", "ключ.car", "x:y.car", "-.car", `back\slash.car`, "new\nline.car"} {
+		path := writeFile(t, filepath.Join(files, name), testdata.CarV1)
+		keys = append(keys, key("file-%d", i))
+		register(t, d, keys[i], &mount.FileMount{Path: path})
+	}
+	data, _ := makeCAR(randomBlocks(1, 3, 300)...)
+	for name, m := range map[string]mount.Mount{"bytes": &mount.BytesMount{Bytes: data}, "fs": carV2()} {
+		keys = append(keys, key("%s", name))
+		register(t, d, key("%s", name), m)
+	}
+	closeStore(t, d)
+	d = open(t, dir)
+	for _, k := range keys {
+		works(t, d, k)
+	}
 }
