@@ -381,10 +381,45 @@ func sizeOf(r mount.Reader) (int64, error) {
 		return r.Size(), nil
 	}
 	size, err := r.Seek(0, io.SeekEnd)
-	if err == nil {
-		_, err = r.Seek(0, io.SeekStart)
+	if err != nil {
+		// There are daemons whose readers can seek, but not from the end.
+		size, perr := probeSize(r)
+		if perr != nil {
+			return 0, errors.Join(err, perr)
+		}
+		return size, nil
 	}
+	_, err = r.Seek(0, io.SeekStart)
 	return size, err
+}
+
+// probeSize finds the end by reading single bytes, some 2 log2(size) of them.
+//
+//	low ≤ size ≤ high
+func probeSize(r io.ReaderAt) (int64, error) {
+	var b [1]byte
+	has := func(off int64) (bool, error) {
+		n, err := r.ReadAt(b[:], off)
+		if n == 1 || err == io.EOF {
+			err = nil
+		}
+		return n == 1, err
+	}
+	low, high := int64(0), int64(1)<<61
+	for at := int64(0); at < high; {
+		ok, err := has(at)
+		switch {
+		case err != nil:
+			return 0, fmt.Errorf("look for the end at offset %d: %w", at, err)
+		case !ok:
+			high = at
+		default:
+			low = at + 1
+		}
+		// First in ever longer strides, then halving.
+		at = min(2*low, low+(high-low)/2)
+	}
+	return low, nil
 }
 
 // index makes the shard index durable, or adopts the one that a crash left behind.

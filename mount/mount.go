@@ -110,7 +110,8 @@ type Info struct {
 type Stat struct {
 	// Exists says whether there is such a source.
 	Exists bool
-	// Size is its length in bytes; 0 also when the source does not tell.
+	// Size is its length in bytes; 0 also when the source does not tell. A Filecoin
+	// piece may state its padded size, a power of two, and deliver 127 of 128 bytes.
 	Size int64
 	// Ready says whether a fetch would deliver now. A source that must be unsealed
 	// or recalled from tape first exists and is not ready.

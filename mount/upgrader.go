@@ -408,21 +408,36 @@ func (u *Upgrader) fetchCopy(f *flight) (err error) {
 	return run(f.ctx)
 }
 
-// wantSize returns the size that the copy must have, or -1 if nobody knows.
-func (u *Upgrader) wantSize(st Stat) (int64, error) {
+// promised is how long a source said it is.
+type promised struct {
+	size   int64 // -1 if nobody knows
+	stated bool  // by Stat; else it is what was measured before
+}
+
+// kept says whether n bytes are what was promised. Filecoin daemons state the padded
+// size of a piece, a power of two, and deliver the piece without the two bits that
+// padding adds to each 254 (PaddedPieceSize.Unpadded in go-state-types/abi).
+func (p promised) kept(n int64) bool {
+	padded := p.stated && p.size >= 128 && p.size&(p.size-1) == 0
+	return p.size < 0 || n == p.size || padded && n == p.size/128*127
+}
+
+// wantSize returns the size that the copy must have.
+func (u *Upgrader) wantSize(st Stat) (promised, error) {
+	stated := promised{st.Size, true}
 	switch want := u.opts.ExpectSize; {
-	case want > 0 && st.Size > 0 && st.Size != want:
-		return 0, fmt.Errorf("%w: it has %d bytes, and had %d when it was indexed", ErrSourceChanged, st.Size, want)
+	case want > 0 && st.Size > 0 && !stated.kept(want):
+		return promised{}, fmt.Errorf("%w: it has %d bytes, and had %d when it was indexed", ErrSourceChanged, st.Size, want)
 	case want > 0:
-		return want, nil
+		return promised{size: want}, nil
 	case st.Size > 0:
-		return st.Size, nil
+		return stated, nil
 	}
-	return -1, nil
+	return promised{size: -1}, nil
 }
 
 // transfer streams the source into a temporary file and makes that the copy.
-func (u *Upgrader) transfer(ctx context.Context, f *flight, want int64) (err error) {
+func (u *Upgrader) transfer(ctx context.Context, f *flight, want promised) (err error) {
 	u.fetches.Add(1)
 	src, err := u.underlying.Fetch(ctx)
 	if err != nil {
@@ -478,19 +493,19 @@ func closeGuarded(src io.Closer) (err error) {
 }
 
 // fill copies src to file, judges the result and makes it durable.
-func (u *Upgrader) fill(ctx context.Context, file fsio.File, src io.Reader, want int64) error {
-	limit := want
-	if want < 0 {
+func (u *Upgrader) fill(ctx context.Context, file fsio.File, src io.Reader, want promised) error {
+	limit := want.size
+	if want.size < 0 {
 		limit = u.opts.MaxSize
 	}
 	n, err := copyTo(ctx, file, src, limit)
 	switch {
 	case err != nil:
 		return err
-	case want >= 0 && n < want:
-		return fmt.Errorf("%w: it ended after %d of %d bytes", ErrSizeMismatch, n, want)
 	case limit > 0 && n > limit:
 		return fmt.Errorf("%w: it goes on after %d bytes", ErrSizeMismatch, limit)
+	case !want.kept(n):
+		return fmt.Errorf("%w: it ended after %d of %d bytes", ErrSizeMismatch, n, want.size)
 	}
 	if u.opts.Check != nil {
 		if err := u.opts.Check(ctx, file, n); err != nil {

@@ -221,6 +221,36 @@ func TestUpgraderAbandoned(t *testing.T) {
 	}
 }
 
+// TestUpgraderPieces: a Filecoin piece may state its padded size and come unpadded.
+// What was measured before must be met to the byte. Proves R7.
+func TestUpgraderPieces(t *testing.T) {
+	piece := mounttest.Content(4 * 127)
+	for _, tc := range []struct {
+		stated, before int64
+		want           error
+	}{
+		{512, 0, nil},
+		{512, 508, nil},
+		{508, 508, nil},
+		{0, 508, nil},
+		{0, 512, mount.ErrSizeMismatch},
+		{512, 512, mount.ErrSizeMismatch},
+		{512, 500, mount.ErrSourceChanged},
+		{1024, 508, mount.ErrSourceChanged},
+		{509, 0, mount.ErrSizeMismatch},
+		{256, 0, mount.ErrSizeMismatch},
+	} {
+		src := &source{content: piece, stat: &mount.Stat{Exists: true, Size: tc.stated, Ready: true}}
+		u := newUpgrader(t, fsio.NewSim(1), src, func(o *mount.UpgradeOptions) { o.ExpectSize = tc.before })
+		if err := u.Ensure(t.Context()); !errors.Is(err, tc.want) {
+			t.Errorf("stated %d, measured %d: %v; want %v", tc.stated, tc.before, err, tc.want)
+		}
+		if tc.want == nil {
+			wantCopy(t, u, piece)
+		}
+	}
+}
+
 // TestUpgraderFailures: whatever fails, nobody but those who waited hears of it,
 // nothing is left on disk, and the next fetch starts afresh. Proves F1, C11 (source
 // side), R7.
@@ -238,14 +268,22 @@ func TestUpgraderFailures(t *testing.T) {
 		want    error
 		text    string
 	}{
-		"stat":       {breakIt: func(s *source) { s.statErr = boom }, want: boom},
-		"missing":    {breakIt: func(s *source) { s.stat = &mount.Stat{} }, want: mount.ErrNotFound},
-		"fetch":      {breakIt: func(s *source) { s.fetch = func(context.Context) (mount.Reader, error) { return nil, boom } }, want: boom},
-		"read":       {breakIt: reads(io.MultiReader(bytes.NewReader(content[:500]), iotest.ErrReader(boom))), want: boom},
-		"short":      {breakIt: reads(bytes.NewReader(content[:999])), want: mount.ErrSizeMismatch},
-		"empty":      {breakIt: reads(bytes.NewReader(nil)), want: mount.ErrSizeMismatch},
-		"long":       {breakIt: reads(io.MultiReader(bytes.NewReader(content), strings.NewReader("x"))), want: mount.ErrSizeMismatch},
-		"endless":    {breakIt: reads(readFunc(func(p []byte) (int, error) { return len(p), nil })), want: mount.ErrSizeMismatch},
+		"stat":    {breakIt: func(s *source) { s.statErr = boom }, want: boom},
+		"missing": {breakIt: func(s *source) { s.stat = &mount.Stat{} }, want: mount.ErrNotFound},
+		"fetch":   {breakIt: func(s *source) { s.fetch = func(context.Context) (mount.Reader, error) { return nil, boom } }, want: boom},
+		"read":    {breakIt: reads(io.MultiReader(bytes.NewReader(content[:500]), iotest.ErrReader(boom))), want: boom},
+		"short":   {breakIt: reads(bytes.NewReader(content[:999])), want: mount.ErrSizeMismatch},
+		"empty":   {breakIt: reads(bytes.NewReader(nil)), want: mount.ErrSizeMismatch},
+		"long":    {breakIt: reads(io.MultiReader(bytes.NewReader(content), strings.NewReader("x"))), want: mount.ErrSizeMismatch},
+		"endless": {breakIt: reads(readFunc(func(p []byte) (int, error) { return len(p), nil })), want: mount.ErrSizeMismatch},
+		"unpadded of no power of two": {breakIt: func(s *source) {
+			s.content = content[:127*3]
+			s.stat = &mount.Stat{Exists: true, Size: 128 * 3, Ready: true}
+		}, want: mount.ErrSizeMismatch},
+		"half a piece": {breakIt: func(s *source) {
+			s.content = content[:127*2]
+			s.stat = &mount.Stat{Exists: true, Size: 512, Ready: true}
+		}, want: mount.ErrSizeMismatch},
 		"no news":    {breakIt: reads(readFunc(func([]byte) (int, error) { return 0, nil })), want: io.ErrNoProgress},
 		"lies":       {breakIt: reads(readFunc(func(p []byte) (int, error) { return len(p) + 1, nil })), text: "impossible"},
 		"panic":      {breakIt: reads(readFunc(func([]byte) (int, error) { panic("boom") })), text: "boom"},
