@@ -1150,8 +1150,9 @@ func TestF22Bounds(t *testing.T) {
 		}})
 		const shards = 2000
 		before := runtime.NumGoroutine()
+		tiny, _ := makeCAR([]byte("tiny"))
 		for i := range shards {
-			if err := d.RegisterShard(background, key("%d", i), &mount.BytesMount{Bytes: testdata.CarV1}, nil, dagstore.RegisterOpts{}); err != nil {
+			if err := d.RegisterShard(background, key("%d", i), &mount.BytesMount{Bytes: tiny}, nil, dagstore.RegisterOpts{}); err != nil {
 				t.Fatal(err)
 			}
 		}
