@@ -7,6 +7,7 @@ import (
 	"io"
 	"io/fs"
 	"runtime/debug"
+	"syscall"
 
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
@@ -195,16 +196,27 @@ func (e *eventLoop) finishJob(lv *live, in *input) {
 			lv.noInitial = true
 		}
 	case fsm.ProbeDone:
-		if c.present && c.owned && lv.s.Life != shard.None {
+		switch {
+		case c.err != nil || lv.s.Life == shard.None:
+		case c.present && c.owned:
 			e.copies[lv.key] = lv.s.Gen
+		case !c.present:
+			e.forgetCopy(lv)
 		}
 	case fsm.RemoveDone:
 		if c.err == nil {
-			delete(e.copies, lv.key)
+			e.forgetCopy(lv)
 		}
 	}
 	if lv.sweep != nil && current {
 		e.startSweep(lv)
+	}
+}
+
+// forgetCopy notes that this life has no local copy; the next one may have.
+func (e *eventLoop) forgetCopy(lv *live) {
+	if e.copies[lv.key] == lv.s.Gen {
+		delete(e.copies, lv.key)
 	}
 }
 
@@ -448,15 +460,14 @@ func (j *job) index(ctx context.Context) *completion {
 func (j *job) open(ctx context.Context) *completion {
 	r, err := j.reader(ctx)
 	if err != nil {
-		return &completion{err: fmt.Errorf("failed to acquire reader of mount so we can return the accessor: %w", err), fault: j.dataFault()}
+		return &completion{err: fmt.Errorf("failed to acquire reader of mount so we can return the accessor: %w", err), fault: j.dataFault(err)}
 	}
 	var ok bool
 	defer closeUnless(&ok, r)
 	f, err := j.d.indices.open(j.key, j.gen)
 	if err != nil {
-		fault := fsm.FaultSource
-		var damaged *index.DamagedError
-		if errors.Is(err, index.ErrNotFound) || errors.As(err, &damaged) || errors.Is(err, fs.ErrNotExist) {
+		fault := fsm.FaultPassing
+		if isIndexFault(err) || errors.Is(err, index.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
 			fault = fsm.FaultIndex
 		}
 		return &completion{err: fmt.Errorf("failed to recover index for shard %s: %w", j.key, err), fault: fault}
@@ -467,9 +478,8 @@ func (j *job) open(ctx context.Context) *completion {
 		}
 	}()
 	if err := f.checkSource(r.Reader, r.size); err != nil {
-		fault := j.dataFault()
-		var damaged *index.DamagedError
-		if errors.As(err, &damaged) {
+		fault := j.dataFault(err)
+		if isIndexFault(err) {
 			fault = fsm.FaultIndex
 		}
 		return &completion{err: fmt.Errorf("the source is not what was indexed: %w", err), fault: fault}
@@ -479,11 +489,30 @@ func (j *job) open(ctx context.Context) *completion {
 	return &completion{handle: h}
 }
 
-func (j *job) dataFault() fsm.Fault {
-	if j.direct {
+// dataFault says what is to blame for a failure to open the shard's bytes. That
+// they could not be read is no sign that they are bad.
+func (j *job) dataFault(err error) fsm.Fault {
+	var mismatch *index.SourceMismatchError
+	switch {
+	case !errors.As(err, &mismatch) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errCopyGone) && passing(err):
+		return fsm.FaultPassing
+	case j.direct:
 		return fsm.FaultSource
+	default:
+		return fsm.FaultCopy
 	}
-	return fsm.FaultCopy
+}
+
+// passing says that an error is of the operating system or of a context: it tells
+// nothing about what was to be read.
+func passing(err error) bool {
+	var errno syscall.Errno
+	return errors.As(err, &errno) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+}
+
+func isIndexFault(err error) bool {
+	var damaged *index.DamagedError
+	return errors.As(err, &damaged)
 }
 
 // remove removes the local copy.

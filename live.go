@@ -254,9 +254,7 @@ func (e *eventLoop) forget(lv *live) {
 	}
 	if lv.s.Life == shard.None {
 		delete(e.mounts, lv.s.Gen)
-		if e.copies[lv.key] == lv.s.Gen {
-			delete(e.copies, lv.key)
-		}
+		e.forgetCopy(lv)
 	}
 }
 
