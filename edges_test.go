@@ -1269,6 +1269,7 @@ func TestF16ReadInProgress(t *testing.T) {
 			register(t, d, k, &slowReads{mount.BytesMount{Bytes: data}, ctl})
 			acc := acquire(t, d, k)
 			bs := blockstore(t, acc)
+			settle() // the reader of the scan is closed
 			before := ctl.closed.Load()
 			ctl.slow.Store(true)
 			got := make(chan error)
