@@ -2,6 +2,7 @@ package dagstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -9,6 +10,7 @@ import (
 	"testing/synctest"
 
 	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/mount"
@@ -271,6 +273,105 @@ func TestKillThenCrash(t *testing.T) {
 		}
 	}
 	t.Logf("%d kills", runs)
+}
+
+// carryOn lets everything happen but what waits at gates.
+func (s *simulator) carryOn() {
+	for s.turn() || len(s.jobs) > 0 {
+		s.model.poll()
+		for len(s.jobs) > 0 {
+			s.runJob(0)
+		}
+	}
+}
+
+// TestFormerLifeOnTheDisk destroys a shard while the disk is slow to give its copy,
+// or its index, a name, and registers another under its key. Nothing of the former
+// life is left, and nothing of it is in the way of the next. Proves F10, F17, C8.
+func TestFormerLifeOnTheDisk(t *testing.T) {
+	for _, stall := range []string{"rename " + simRoot + "/copies", "rename " + simRoot + "/index", "syncdir " + simRoot + "/index"} {
+		synctest.Test(t, func(t *testing.T) {
+			s := scripted(t, 4, 0, 0)
+			s.must0(s.open(openFaults{}))
+			key, all := s.model.keys[0], simContents()
+			s.hooks.stall = stall
+			for i, c := range []*content{all[4], all[7]} {
+				src := &carSource{name: fmt.Sprint("life", i), key: key, exists: true, ready: true}
+				src.set(c)
+				s.w.sources[src.name] = src
+			}
+			first := s.plain(fsm.Register, key)
+			first.src = s.w.sources["life0"]
+			m := &streamMount{simMount{w: s.w, Name: "life0", stream: true}}
+			s.submit(first, s.d.RegisterShard(first.ctx, key, m, first.out, RegisterOpts{}))
+			s.w.free = false // for the disk
+			freeMounts := func() {
+				for i := 0; i < s.numGates(); i++ {
+					if s.w.gates[i].src != nil {
+						s.openGate(i, verdictOK)
+						i = -1
+					}
+					s.carryOn()
+				}
+			}
+			s.carryOn()
+			freeMounts()
+			if s.numGates() != 1 {
+				t.Fatalf("%s: %d operations wait", stall, s.numGates())
+			}
+			s.hooks.stall = ""
+			s.model.unknown[key] = true
+			gone := s.plain(fsm.Destroy, key)
+			s.submit(gone, s.d.DestroyShard(gone.ctx, key, gone.out, DestroyOpts{}))
+			s.carryOn()
+			second := s.plain(fsm.Register, key)
+			second.src = s.w.sources["life1"]
+			m = &streamMount{simMount{w: s.w, Name: "life1", stream: true}}
+			s.submit(second, s.d.RegisterShard(second.ctx, key, m, second.out, RegisterOpts{}))
+			for range 8 {
+				s.carryOn()
+				freeMounts()
+			}
+			if !second.answered || second.err != nil {
+				t.Errorf("%s: the next life waits for the former one's disk: %v", stall, second.err)
+			}
+			s.rest()
+			s.must(gone)
+			s.model.checkRest()
+			s.w.free = true
+			s.drain()
+		})
+	}
+}
+
+func (s *simulator) must0(err error) {
+	s.t.Helper()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// TestNewerIndexFormat: a store whose index directory a newer release wrote is
+// refused, and nothing is changed. Proves C13 (store).
+func TestNewerIndexFormat(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := scripted(t, 4, 0, 0)
+		s.must0(s.open(openFaults{}))
+		s.script()
+		s.closeForScript()
+		s.must0(writeFile(s.disk, simRoot+"/index/.version", []byte("2")))
+		before := s.disk.Tree()
+		if err := s.open(openFaults{}); !errors.Is(err, index.ErrNewerFormat) {
+			t.Fatalf("Open = %v, want ErrNewerFormat", err)
+		}
+		if after := s.disk.Tree(); after != before {
+			t.Errorf("the directory was\n%s\nand is\n%s", before, after)
+		}
+		if names := s.disk.OpenNames(); len(names) > 0 {
+			t.Errorf("left open: %v", names)
+		}
+		s.dropStore()
+	})
 }
 
 // crashRecovery crashes the recovery of a disk at each of its operations, and then

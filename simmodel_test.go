@@ -324,6 +324,11 @@ func (m *simModel) hold(r *simReq, acc *ShardAccessor) {
 			h.content = c
 		}
 	}
+	if direct, ok := acc.h.r.(*source); ok {
+		if sr, ok := direct.Reader.(*simReader); ok && sr.held.digest != digest {
+			s.failf("F30: %s was served an index of another content than the source has", r)
+		}
+	}
 	m.held = append(m.held, h)
 }
 
@@ -376,6 +381,8 @@ func (m *simModel) read(h *heldAcc, i int) {
 		s.failf("I13: block %s of %q has wrong bytes", b.Cid(), h.key)
 	case err != nil && !m.tainted[h.key]:
 		s.failf("I6: block %s of %q, generation %d: %v", b.Cid(), h.key, h.gen, err)
+	case errors.Is(err, ErrClosed):
+		s.failf("I6: an accessor of %.20q that nobody closed says %v", h.key, err)
 	case err != nil && ipld.IsNotFound(err):
 		s.failf("I6: block %s of %q is said not to be there", b.Cid(), h.key)
 	}
@@ -446,6 +453,9 @@ func (m *simModel) checkLoop() {
 		}
 		if lvs.Handle == fsm.Open && (lvs.Life != shard.Available || lvs.Index != fsm.Indexed) {
 			s.failf("I7: %q is %s, index %s, and open", key, lvs.Life, lvs.Index)
+		}
+		if lvs.Refs > 0 && lvs.Data != fsm.Present && lvs.Data != fsm.Direct && !m.tainted[key] {
+			s.failf("I6: %.20q is in use, and its data is %s", key, lvs.Data)
 		}
 		if rec := e.d.cat.Get(key); lv.noMount == nil {
 			m.agrees(lv, rec)

@@ -11,6 +11,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/carscan/hostile"
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/journal"
@@ -80,6 +81,7 @@ var simActions = []action{
 	{3, (*simulator).actQuery},
 	{3, (*simulator).actSource},
 	{1, (*simulator).actRot},
+	{1, (*simulator).actDamage},
 	{2, (*simulator).actTime},
 	{3, (*simulator).actReceive},
 	{2, (*simulator).actRest},
@@ -474,6 +476,21 @@ func (s *simulator) actRot() bool {
 		s.model.rotten[k] = s.model.rotten[k] || path.Ext(f) == ".complete"
 	}
 	return true
+}
+
+// actDamage has a reader notice that the index is damaged. The index is built again
+// while the reader goes on.
+func (s *simulator) actDamage() bool {
+	for _, h := range s.model.held {
+		if s.model.victim(h.key) && s.pct(40) {
+			s.logf("damage of the index of %.20q is noticed", h.key)
+			s.taint(h.key)
+			s.model.disked[h.key] = true
+			h.acc.noteDamage(&index.DamagedError{File: "simulated"})
+			return true
+		}
+	}
+	return false
 }
 
 func (s *simulator) actTime() bool {

@@ -220,7 +220,7 @@ func (m *simMount) Fetch(ctx context.Context) (mount.Reader, error) {
 		return nil, mount.ErrNotFound
 	}
 	data := src.content.data
-	r := &simReader{w: m.w, src: src, ctx: ctx, stream: m.stream, plan: v, size: int64(len(data))}
+	r := &simReader{w: m.w, src: src, held: src.content, ctx: ctx, stream: m.stream, plan: v, size: int64(len(data))}
 	if v == verdictShort {
 		data = data[:len(data)*2/3]
 	}
@@ -237,6 +237,7 @@ type simReader struct {
 	*bytes.Reader
 	w      *world
 	src    *carSource
+	held   *content // what is read
 	ctx    context.Context
 	stream bool
 	size   int64
