@@ -6,6 +6,7 @@ import (
 	"errors"
 	"io"
 	"net/url"
+	"strings"
 	"testing"
 
 	"github.com/dagstore/dagstore"
@@ -118,4 +119,36 @@ func TestPieceThatFails(t *testing.T) {
 		t.Fatal(err)
 	}
 	works(t, d, k)
+}
+
+// longMount has a URL that is longer than what is shown of one, and a secret in it.
+type longMount struct{ pieceMount }
+
+func (*longMount) Serialize() *url.URL {
+	return &url.URL{Host: "h", User: url.UserPassword("me", "secret"), Path: "/" + strings.Repeat("x", 600)}
+}
+
+// TestLongURL: what is shown of a long URL is masked before it is cut. Proves S6
+// (user information in lists and explanations).
+func TestLongURL(t *testing.T) {
+	api := &pieceAPI{car: testdata.CarV2, padded: 1 << 19}
+	d, err := dagstore.Open(background, t.TempDir(), dagstore.WithMount("long", &longMount{pieceMount{API: api}}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer closeStore(t, d)
+	register(t, d, key("x"), &longMount{pieceMount{API: api}})
+	page, err := d.ListShards(dagstore.ListOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	x, err := d.Explain(key("x"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for what, shown := range map[string]string{"list": page.Shards[0].URL, "explanation": x.String()} {
+		if strings.Contains(shown, "secret") || !strings.Contains(shown, "long://me:xxxxx@h/xxx") {
+			t.Errorf("%s: %s", what, shown)
+		}
+	}
 }

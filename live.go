@@ -264,8 +264,9 @@ func redact(text string) string {
 	if err != nil {
 		return "unparsable"
 	}
-	if u.Opaque != "" && len(text) > 128 || len(text) > 512 {
-		return text[:128] + "…"
+	shown := u.Redacted() // before it is cut
+	if u.Opaque != "" && len(shown) > 128 || len(shown) > 512 {
+		return shown[:128] + "…"
 	}
-	return u.Redacted()
+	return shown
 }
