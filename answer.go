@@ -29,11 +29,49 @@ func (e *eventLoop) cancel(req *request) {
 	if lv == nil {
 		return
 	}
+	if req.kind == fsm.Acquire {
+		// A context may end that many acquires have in common.
+		if len(lv.cancelled) == 0 {
+			e.cancelling = append(e.cancelling, lv)
+		}
+		lv.cancelled = append(lv.cancelled, ticket)
+		return
+	}
 	if lv.busy {
 		lv.deferred = append(lv.deferred, input{ctl: func() { e.cancelTicket(lv, ticket) }})
 		return
 	}
 	e.cancelTicket(lv, ticket)
+}
+
+// cancelAcquires takes the acquires whose callers left off their shards, all of a
+// shard's at once: one by one, n of them would cost n².
+func (e *eventLoop) cancelAcquires() {
+	for i, lv := range e.cancelling {
+		e.cancelling[i] = nil
+		e.cancelParked(lv)
+		e.drain()
+	}
+	e.cancelling = e.cancelling[:0]
+}
+
+func (e *eventLoop) cancelParked(lv *live) {
+	if lv.busy {
+		lv.deferred = append(lv.deferred, input{ctl: func() { e.cancelParked(lv) }})
+		return
+	}
+	tickets := lv.cancelled
+	lv.cancelled = nil
+	if lv.gone || e.closing {
+		return
+	}
+	gone := make(map[fsm.Ticket]struct{}, len(tickets))
+	for _, t := range tickets {
+		gone[t] = struct{}{}
+	}
+	if last, ok := lv.s.Thin(gone); ok {
+		e.cancelTicket(lv, last)
+	}
 }
 
 func (e *eventLoop) cancelTicket(lv *live, ticket fsm.Ticket) {

@@ -83,6 +83,8 @@ func (e *eventLoop) record(lv *live, req *request, before *fsm.Shard) {
 		}
 		if a.req != nil {
 			c.replies = append(c.replies, a)
+		} else if r.Accessor { // its caller left
+			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})
 		}
 	}
 	p.replies.to = len(c.replies)

@@ -62,6 +62,10 @@ func (c *courier) deliver(req *request, res ShardResult) {
 			watchBuffered(req, res.Accessor)
 		}
 	default:
+		if req.ctx.Err() != nil { // who left counts as answered
+			res.discard()
+			return
+		}
 		c.hold(parcel{req.ctx, req.out, res})
 	}
 }

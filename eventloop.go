@@ -56,8 +56,10 @@ type eventLoop struct {
 	now     int64
 	tickets fsm.Ticket
 	parked  map[fsm.Ticket]*request
-	mounts  map[uint64]retained // live mounts of this process by generation
-	copies  map[shard.Key]uint64
+	// cancelling are the shards with cancelled acquires of this turn.
+	cancelling []*live
+	mounts     map[uint64]retained // live mounts of this process by generation
+	copies     map[shard.Key]uint64
 	// outlived are the handles that accessors use and the loop no longer does.
 	outlived map[*handle]struct{}
 	idle     idleList
@@ -161,6 +163,9 @@ func (e *eventLoop) wakeLocked() {
 
 // submit queues a request. It waits while the queue is full.
 func (e *eventLoop) submit(req *request) error {
+	if req.ctx == nil { // the loop's end, if it were to find out
+		req.ctx = context.Background()
+	}
 	for {
 		e.mu.Lock()
 		switch {
@@ -252,6 +257,7 @@ func (e *eventLoop) turn() bool {
 		e.process(&e.finished[i])
 		e.drain()
 	}
+	e.cancelAcquires()
 	for i := range e.taken {
 		e.process(&e.taken[i])
 		e.drain()
@@ -375,6 +381,8 @@ func (e *eventLoop) step(lv *live, req *request) {
 			e.answer(req, r, lv, 0)
 		} else if p := e.parked[r.Ticket]; p != nil {
 			e.answer(p, r, lv, 0)
+		} else if r.Accessor { // its caller left
+			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})
 		}
 	}
 	if !answered {
@@ -431,6 +439,10 @@ func (e *eventLoop) refuseAll() {
 		lv.deferred = nil
 		if lv.handle != nil {
 			lv.handle.shut()
+		}
+		if lv.ownMount {
+			e.d.closeMount(lv.mnt)
+			lv.ownMount = false
 		}
 	}
 	for h := range e.outlived {

@@ -232,7 +232,12 @@ func TestRevivedMountsClose(t *testing.T) {
 		closedNow("at rest", 1)
 		destroy(t, d, key("rude"))
 		closedNow("destroyed", 1)
-		othersWork(t, d)
+		register(t, d, key("rude"), &rudeMount{c})
+		closeStore(t, d)
+		d = startRude(t, c, dagstore.Config{Datastore: state, IndexRepo: repo})
+		works(t, d, key("rude"))
+		closeStore(t, d)
+		closedNow("the store closed", 1)
 	})
 }
 

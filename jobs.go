@@ -309,14 +309,19 @@ type source struct {
 
 func (s *source) Close() error {
 	if s.d == nil {
-		err := s.Reader.Close()
-		s.cancel()
-		return err
+		return s.closeNow()
 	}
-	s.d.beside(func() {
-		defer s.cancel()
-		s.d.closeReader(s.Reader)
-	})
+	s.d.beside(func() { s.closeNow() })
+	return nil
+}
+
+// closeNow waits for the reader's Close.
+func (s *source) closeNow() error {
+	defer s.cancel()
+	if s.d == nil {
+		return s.Reader.Close()
+	}
+	s.d.closeReader(s.Reader)
 	return nil
 }
 
@@ -440,7 +445,7 @@ func (j *job) index(ctx context.Context) *completion {
 	if err != nil {
 		return &completion{err: fmt.Errorf("failed to acquire reader of mount on initialization: %w", err)}
 	}
-	defer r.Close()
+	defer r.closeNow()
 	defer func() {
 		for _, c := range j.held {
 			c.Close()

@@ -31,6 +31,8 @@ type live struct {
 	busy     bool    // inputs are put off
 	deferred []input // ... here
 	gone     bool    // no longer in hot
+	// cancelled are the acquires that wait without a caller.
+	cancelled []fsm.Ticket
 
 	handle    *handle
 	cancelJob context.CancelFunc

@@ -8,6 +8,26 @@ func (s *Shard) Slow() bool { return s.job == JobFetch && s.slow }
 // Acquires counts the acquires that wait.
 func (s *Shard) Acquires() int { return s.acquires() }
 
+// Thin takes all but one of the acquires in gone off s, in one pass, and returns the
+// one that is left for a Cancel. Taking them off one by one with Cancel comes to the
+// same: while one is left that Cancel must remove, no guard changes. It reports false
+// if none of them waits.
+func (s *Shard) Thin(gone map[Ticket]struct{}) (last Ticket, ok bool) {
+	for _, list := range [...]*[]Ticket{&s.Parked, &s.Local} { // a parked one is left if there is one
+		kept := (*list)[:0]
+		for _, t := range *list {
+			if _, drop := gone[t]; drop && ok {
+				continue
+			} else if drop {
+				last, ok = t, true
+			}
+			kept = append(kept, t)
+		}
+		*list = kept
+	}
+	return last, ok
+}
+
 // Revert takes back a step whose event could not be made durable: s becomes what
 // it was before, except that a job which ended with the step stays ended, and with
 // it whatever it was for. It returns the tickets of all who wait for the shard; the
