@@ -78,8 +78,9 @@ type Config struct {
 	// TopLevelIndex maps multihashes to shards; nil keeps it in memory and rebuilds
 	// it from the shard indices at Start.
 	TopLevelIndex index.Inverted
-	// Datastore holds the journal if Journal is nil. If that is nil too, state is in
-	// memory and does not survive the process.
+	// Datastore holds the journal if Journal is nil. It must keep any bytes under any
+	// key: one that is a table of shard records belongs into ShardRepo. If Datastore
+	// and ShardRepo are nil too, state is in memory and does not survive the process.
 	Datastore ds.Datastore
 	// ShardRepo holds the state as one record per shard, for daemons that bring such
 	// a repository. It takes the place of Datastore.
@@ -113,8 +114,8 @@ type Config struct {
 	// MaxSectionSize is the largest CAR section in bytes that is accepted; 0 means
 	// the scanner's default of 32 MiB.
 	MaxSectionSize uint64
-	// MaxShardRecords is the largest number of sections of one shard; 0 means the
-	// scanner's default.
+	// MaxShardRecords is the largest number of sections of one shard; 0 means
+	// 1<<32 - 1, the most that an index holds.
 	MaxShardRecords uint64
 	// IdleHandles is how many shards without accessors are kept open; 0 means 128,
 	// negative none.
@@ -226,7 +227,8 @@ const (
 
 var _ Interface = (*DAGStore)(nil)
 
-// NewDAGStore makes a store. It does nothing before [DAGStore.Start].
+// NewDAGStore makes a store and the directory for its local copies. The rest begins
+// with [DAGStore.Start]; until then requests are refused with ErrNotStarted.
 func NewDAGStore(cfg Config) (*DAGStore, error) {
 	if cfg.TransientsDir == "" {
 		return nil, errors.New("dagstore: Config.TransientsDir is empty: name the directory for local copies")
@@ -382,8 +384,8 @@ func (d *DAGStore) waitForJobs() {
 	case <-t.C:
 		d.log.Warn("close: a mount ignores its context; its goroutine is left behind", "waited", d.cfg.CloseTimeout)
 	}
-	d.mu.Lock() // whoever began a write has done so, and nobody begins another
-	d.mu.Unlock()
+	d.mu.Lock()   // whoever began a write has done so, and nobody begins another
+	d.mu.Unlock() //lint:ignore SA2001 passing through is what waits for them
 	d.writes.Wait()
 }
 

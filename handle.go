@@ -98,7 +98,7 @@ func (h *handle) close() {
 type BlockError struct {
 	Shard  shard.Key
 	Cid    fmt.Stringer
-	Offset int64 // of the block's data in the shard's CAR
+	Offset int64 // of the block's data in the shard's CAR; -1 if it was not found out
 	Err    error
 }
 
