@@ -324,10 +324,8 @@ func (m *simModel) hold(r *simReq, acc *ShardAccessor) {
 			h.content = c
 		}
 	}
-	if direct, ok := acc.h.r.(*source); ok {
-		if sr, ok := direct.Reader.(*simReader); ok && sr.held.digest != digest {
-			s.failf("F30: %s was served an index of another content than the source has", r)
-		}
+	if sr, ok := acc.h.r.(*simReader); ok && sr.held.digest != digest {
+		s.failf("F30: %s was served an index of another content than the source has", r)
 	}
 	m.held = append(m.held, h)
 }
