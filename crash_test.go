@@ -285,6 +285,58 @@ func (s *simulator) carryOn() {
 	}
 }
 
+// freeMounts opens the gates of mounts, and not those of the disk.
+func (s *simulator) freeMounts() {
+	for i := 0; i < s.numGates(); i++ {
+		if s.w.gates[i].src != nil {
+			s.openGate(i, verdictOK)
+			i = -1
+		}
+		s.carryOn()
+	}
+}
+
+// TestRemovalOfFormerLife collects a copy from a slow disk, destroys the shard
+// meanwhile and registers another under its key, which has a copy before the removal
+// ends. The store then knows of that copy. Proves F10, I11 (directory of copies).
+func TestRemovalOfFormerLife(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s := scripted(t, 4, 0, 0)
+		s.must0(s.open(openFaults{}))
+		key, all := s.model.keys[0], simContents()
+		s.scriptRegister(key, "life0", all[4], true, false)
+		s.hooks.stall = "remove " + simRoot + "/copies"
+		s.w.free = false
+		s.actGC()
+		s.carryOn()
+		if s.numGates() != 1 {
+			t.Fatalf("%d operations wait", s.numGates())
+		}
+		s.hooks.stall = ""
+		gone := s.plain(fsm.Destroy, key)
+		s.model.unknown[key] = true
+		s.submit(gone, s.d.DestroyShard(gone.ctx, key, gone.out, DestroyOpts{}))
+		s.carryOn()
+		next := &carSource{name: "life1", key: key, exists: true, ready: true}
+		next.set(all[7])
+		s.w.sources[next.name] = next
+		second := s.plain(fsm.Register, key)
+		second.src = next
+		m := &streamMount{simMount{w: s.w, Name: next.name, stream: true}}
+		s.submit(second, s.d.RegisterShard(second.ctx, key, m, second.out, RegisterOpts{}))
+		for range 8 {
+			s.carryOn()
+			s.freeMounts()
+		}
+		s.must(second)
+		s.rest()
+		s.must(gone)
+		s.model.checkRest()
+		s.w.free = true
+		s.drain()
+	})
+}
+
 // TestFormerLifeOnTheDisk destroys a shard while the disk is slow to give its copy,
 // or its index, a name, and registers another under its key. Nothing of the former
 // life is left, and nothing of it is in the way of the next. Proves F10, F17, C8.
@@ -305,17 +357,8 @@ func TestFormerLifeOnTheDisk(t *testing.T) {
 			m := &streamMount{simMount{w: s.w, Name: "life0", stream: true}}
 			s.submit(first, s.d.RegisterShard(first.ctx, key, m, first.out, RegisterOpts{}))
 			s.w.free = false // for the disk
-			freeMounts := func() {
-				for i := 0; i < s.numGates(); i++ {
-					if s.w.gates[i].src != nil {
-						s.openGate(i, verdictOK)
-						i = -1
-					}
-					s.carryOn()
-				}
-			}
 			s.carryOn()
-			freeMounts()
+			s.freeMounts()
 			if s.numGates() != 1 {
 				t.Fatalf("%s: %d operations wait", stall, s.numGates())
 			}
@@ -330,7 +373,7 @@ func TestFormerLifeOnTheDisk(t *testing.T) {
 			s.submit(second, s.d.RegisterShard(second.ctx, key, m, second.out, RegisterOpts{}))
 			for range 8 {
 				s.carryOn()
-				freeMounts()
+				s.freeMounts()
 			}
 			if !second.answered || second.err != nil {
 				t.Errorf("%s: the next life waits for the former one's disk: %v", stall, second.err)
