@@ -134,6 +134,9 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, seq uint64) {
 		if r.Code == fsm.ErrReadOnly {
 			cause = e.failed
 		}
+		if req.kind == fsm.Acquire {
+			seq = 0 // the event was not of its making
+		}
 		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req.key, req.kind, r.Code, cause), Seq: seq})
 	}
 }

@@ -24,8 +24,9 @@ var ErrDiscarded = errors.New("the local copy was discarded while it was being f
 // errAbandoned ends a fetch that nobody waits for any more.
 var errAbandoned = errors.New("nobody waits for this fetch any more")
 
-// Throttler bounds how many fetches run at once; package throttle has some.
-type Throttler interface {
+// Throttler bounds how many fetches run at once; package throttle has some. It is
+// the same type as throttle.Throttler.
+type Throttler = interface {
 	Do(context.Context, func(ctx context.Context) error) error
 }
 

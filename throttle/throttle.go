@@ -12,8 +12,9 @@ import (
 )
 
 // Throttler runs actions under a bound. Implementations may be used by any number
-// of goroutines at once.
-type Throttler interface {
+// of goroutines at once. It is an alias so that package mount, which does not import
+// this one, takes the same type.
+type Throttler = interface {
 	// Do waits for room, runs action with ctx, and returns its error as it is. If
 	// ctx ends before there is room, action does not run and ctx's error is
 	// returned. Room is given back when action returns, however it does: a panic
