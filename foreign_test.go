@@ -4,6 +4,8 @@ import (
 	"context"
 	"io"
 	"net/url"
+	"os"
+	"path/filepath"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -257,4 +259,23 @@ func TestNilContext(t *testing.T) {
 		t.Fatal(err)
 	}
 	closeAll(t, acc)
+}
+
+// TestPlantedDirectories: a link in place of one of the store's directories is
+// refused, and what it points to stays as it is. Proves S8, I14.
+func TestPlantedDirectories(t *testing.T) {
+	for _, sub := range []string{"journal", "index", "copies"} {
+		dir, elsewhere := t.TempDir(), t.TempDir()
+		if err := os.Symlink(elsewhere, filepath.Join(dir, sub)); err != nil {
+			t.Fatal(err)
+		}
+		d, err := dagstore.Open(background, dir, dagstore.WithLogger(quiet))
+		if err == nil {
+			closeStore(t, d)
+			t.Errorf("%s: a link was followed", sub)
+		}
+		if left := names(t, elsewhere); len(left) > 0 {
+			t.Errorf("%s: %v was made outside the store", sub, left)
+		}
+	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"path/filepath"
 
@@ -86,6 +87,11 @@ func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
 		return nil, err
 	}
 	c.Journal = j
+	for _, sub := range []string{"index", "copies"} {
+		if err := noLink(c.fs, filepath.Join(dir, sub)); err != nil {
+			return nil, errors.Join(err, j.Close())
+		}
+	}
 	if c.IndexRepo == nil {
 		repo, err := index.NewFSRepoOn(c.fs, filepath.Join(dir, "index"))
 		if err != nil {
@@ -104,6 +110,19 @@ func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
 		return nil, err
 	}
 	return d, nil
+}
+
+// noLink refuses a path that is there and is not a directory itself: what the store
+// writes and removes stays under its own directory.
+func noLink(fsys fsio.FS, path string) error {
+	st, err := fsys.Lstat(path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err == nil && !st.IsDir() {
+		err = fmt.Errorf("%s is not a directory; links are not followed: name another place in the configuration", path)
+	}
+	return err
 }
 
 // DefaultRegistry returns a registry that knows the mounts which need no
