@@ -321,6 +321,9 @@ func (e *eventLoop) request(in *input) {
 // feed steps a shard's machine, or puts the input off while the shard is busy.
 func (e *eventLoop) feed(in *input) {
 	lv := in.lv
+	if lv.gone && in.done == nil {
+		return // let go of meanwhile; the key may be another live shard's by now
+	}
 	if lv.busy {
 		lv.deferred = append(lv.deferred, *in)
 		return
