@@ -423,6 +423,13 @@ func (m *simModel) checkLoop() {
 	e.mu.Lock()
 	queued := len(e.mu.completion) + len(e.mu.external)
 	e.mu.Unlock()
+	for _, c := range append(e.outbox[:len(e.outbox):len(e.outbox)], e.flying) {
+		for i := 0; c != nil && i < len(c.steps); i++ {
+			if lv := c.steps[i].lv; lv.gone || e.d.mu.hot[lv.key] != lv {
+				s.failf("N1: an event of %.20q comes from a shard that the loop has let go of", lv.key)
+			}
+		}
+	}
 	open := make(map[*live]int32)
 	for _, h := range m.held {
 		open[h.acc.lv]++
