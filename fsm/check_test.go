@@ -248,7 +248,8 @@ func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string
 		name   string
 	}{
 		{t.On == CloseIdle && s.Handle == Open && s.Refs == 0, "an idle handle stays open"},
-		{t.On == Damage && old.Life == shard.Available && old.job == JobNone && writable && !emitted(shard.EventRecovering), "damage is not mended"},
+		{t.On == Damage && in.Fault == FaultCopy && old.Life == shard.Available && old.job == JobNone && (s.Data == Present || old.Data == Present && !s.Fresh), "a bad copy is trusted"},
+		{t.On == Damage && in.Fault != FaultCopy && old.Life == shard.Available && old.job == JobNone && writable && !emitted(shard.EventRecovering), "damage is not mended"},
 		{t.On == Resume && old.Life == shard.Errored && in.Heal == HealNow && writable && !emitted(shard.EventRecovering), "not healed"},
 		{t.On == Resume && old.Life == shard.Errored && s.Healing != (in.Heal == HealOnAcquire), "wrong policy"},
 		{t.On == Resume && old.Life == shard.Registered && s.Eager == s.Lazy, "eager ⇔ not lazy"},
@@ -384,7 +385,7 @@ func (c *checker) shardState(w *world, i int) string {
 		{f.open != (s.Handle == Open), "the handle is open ⇔ the machine thinks so"},
 		{f.job != s.job, "the running job is the one that the machine thinks runs"},
 		{s.stale && s.job == JobNone, "stale ⇒ a job runs"},
-		{s.slow && s.job != JobFetch, "slow ⇒ a fetch runs"},
+		{s.slow && s.job != JobFetch && s.job != JobProbe && s.job != JobOpen, "slow ⇒ a fetch, probe or open runs"},
 		{(s.Data == Probing) != (s.job == JobProbe && current), "probing ⇔ a probe runs"},
 		{(s.Data == Fetching) != (s.job == JobFetch && current), "fetching ⇔ a fetch runs"},
 		{(s.Data == Removing) != (s.job == JobRemove && current), "removing ⇔ a removal runs"},

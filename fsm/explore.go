@@ -274,6 +274,8 @@ func (w *world) movesInto(ms []move) []move {
 		if w.cfg.hostile {
 			step(i, Input{Trigger: CloseIdle})
 			step(i, Input{Trigger: Damage, Err: errModel})
+			step(i, Input{Trigger: Damage, Fault: FaultCopy, Err: errModel})
+			step(i, Input{Trigger: Overdue, Attempt: w.shards[i].Attempt})
 		}
 		if w.cfg.late {
 			w.strays(i, step)
@@ -385,6 +387,7 @@ func (w *world) completions(i int) (ins []Input) {
 func (w *world) strays(i int, step func(int, Input)) {
 	s := &w.shards[i]
 	step(i, Input{Trigger: Cancel, Ticket: 9})
+	step(i, Input{Trigger: Overdue, Attempt: s.Attempt - 1})
 	if s.Refs == 0 {
 		step(i, Input{Trigger: Release})
 	}
@@ -454,6 +457,12 @@ func (w *world) request(m move) {
 	s, f := &w.shards[m.shard], &w.fates[m.shard]
 	if in.Trigger == Auto {
 		w.woken &^= 1 << m.shard
+	}
+	switch {
+	case in.Trigger == Overdue && in.Attempt == s.Attempt && f.token == OpenSlot:
+		f.token = NoSlot
+	case in.Trigger == Damage && in.Fault == FaultCopy && s.Life == shard.Available && f.job == JobNone && s.Data == Present:
+		f.distrusted = true
 	}
 	if f.job == JobNone || doneOf[f.job] != in.Trigger || in.Attempt != s.Attempt {
 		return

@@ -23,7 +23,8 @@ const (
 	Resume    // Heal; once per shard that needs something after a restart
 	Freeze    // Net.ReadOnly has been set; once per shard that is not idle
 	CloseIdle // close the shared reader and index if nobody uses them
-	Damage    // the shard index was found damaged; Err says how
+	Damage    // the index, or by Fault the local copy, was found damaged; Err says how
+	Overdue   // Attempt; the running probe or open takes long
 
 	// Completions of jobs. Attempt, Err.
 	ProbeDone // Ready, Present
@@ -37,7 +38,7 @@ const (
 
 var triggerNames = [numTriggers]string{
 	"auto", "register", "acquire", "release", "recover", "destroy", "cancel", "reclaim",
-	"resume", "freeze", "close-idle", "damage",
+	"resume", "freeze", "close-idle", "damage", "overdue",
 	"probe-done", "fetch-done", "index-done", "open-done", "remove-done",
 }
 

@@ -203,7 +203,7 @@ type Shard struct {
 	Owner any
 
 	job   Job  // the running job
-	slow  bool // ... is a fetch that takes no token
+	slow  bool // ... takes no token: a fetch from a source that prepares, a probe or open that takes long
 	stale bool // ... is of a former life
 }
 

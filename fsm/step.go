@@ -155,15 +155,16 @@ func (t *step) trace(op Op) {
 
 // slotOf is the place that a running job holds a token of.
 func (s *Shard) slotOf() Slot {
+	if s.slow {
+		return NoSlot
+	}
 	switch s.job {
 	case JobProbe, JobOpen:
 		return OpenSlot
 	case JobIndex:
 		return IndexSlot
 	case JobFetch:
-		if !s.slow {
-			return FetchSlot
-		}
+		return FetchSlot
 	}
 	return NoSlot
 }

@@ -264,6 +264,7 @@ var (
 	gBadSource = onInput("source at fault", func(in *Input) bool { return in.Fault == FaultSource })
 	gBadIndex  = onInput("index at fault", func(in *Input) bool { return in.Fault == FaultIndex })
 	gBadCopy   = onInput("copy at fault", func(in *Input) bool { return in.Fault == FaultCopy })
+	gNotCopy   = onInput("not the copy at fault", func(in *Input) bool { return in.Fault != FaultCopy })
 	gPassing   = onInput("nothing at fault for good", func(in *Input) bool { return in.Fault == FaultPassing })
 
 	// gCannotMend: only a copy can be mended without recording anything, once.
@@ -324,6 +325,18 @@ func ticketGuard(name, need string, where Place, holds func(*Shard, Ticket) bool
 func isCurrent(job Job) *Guard {
 	return jobGuard("current "+job.String()+" job", "the running job is this attempt",
 		func(s *Shard, in *Input) bool { return s.job == job && s.Attempt == in.Attempt && !s.stale })
+}
+
+// gOpensWithToken: the running job is a probe or an open, this attempt, and holds a
+// token. Whose life it is of does not matter: the token is wanted.
+var (
+	gOpensWithToken = jobGuard("probe or open job with a token", "the running job is this attempt of a probe or an open, and holds a token", opensWithToken)
+	gOpensWithout   = jobGuard("no such job with a token", "the running job is another, or holds no token",
+		func(s *Shard, in *Input) bool { return !opensWithToken(s, in) })
+)
+
+func opensWithToken(s *Shard, in *Input) bool {
+	return s.slotOf() == OpenSlot && s.Attempt == in.Attempt
 }
 
 // isStale guards them too: the job was started in a former life.

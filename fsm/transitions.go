@@ -106,13 +106,19 @@ var table = []*Transition{
 	{Name: "close-idle-in-use", On: CloseIdle, Guards: g(gOpen, gRefs), Op: OpNone, Does: "nothing", do: nothing},
 	{Name: "close-idle-closed", On: CloseIdle, Guards: g(gNotOpen), Op: OpNone, Does: "nothing", do: nothing},
 
-	{Name: "damage", On: Damage, Guards: g(gAvail, gNoJob, gWritable), Op: OpRecover, Writes: recovers | places(PlaceIndex, PlaceHandle), Emits: k(shard.EventRecovering),
+	{Name: "damage", On: Damage, Guards: g(gAvail, gNoJob, gNotCopy, gWritable), Op: OpRecover, Writes: recovers | places(PlaceIndex, PlaceHandle), Emits: k(shard.EventRecovering),
 		Does: "drop the index and build it again from the data at hand", do: func(t *step) { t.closeHandle(); t.dropIndex(); t.recover(t.in.Err) }},
 	{Name: "damage-busy", On: Damage, Guards: g(gAvail, gHasJob), Op: OpNone,
 		Does: "nothing: the next open will find it", do: nothing},
-	{Name: "damage-read-only", On: Damage, Guards: g(gAvail, gNoJob, gReadOnly), Op: OpNone, Does: "nothing: it cannot be recorded", do: nothing},
+	{Name: "damage-copy", On: Damage, Guards: g(gAvail, gNoJob, gBadCopy), Op: OpNone, Writes: places(PlaceHandle, PlaceData, PlaceParked, PlaceFault),
+		Does: "stop using the local copy; the next acquire fetches afresh", do: doDistrust},
+	{Name: "damage-read-only", On: Damage, Guards: g(gAvail, gNoJob, gNotCopy, gReadOnly), Op: OpNone, Does: "nothing: it cannot be recorded", do: nothing},
 	{Name: "damage-known", On: Damage, Guards: g(lifeIs(shard.None, shard.Registered, shard.Initialising, shard.Errored, shard.Recovering)),
 		Op: OpNone, Does: "nothing", do: nothing},
+
+	{Name: "overdue", On: Overdue, Guards: g(gOpensWithToken), Op: OpNone, Writes: places(PlaceJob, PlaceOpenSlots),
+		Does: "give the token back and let the job go on: a source that hangs holds up nobody", do: doOverdue},
+	{Name: "overdue-late", On: Overdue, Guards: g(gOpensWithout), Op: OpNone, Does: "nothing", do: nothing},
 
 	// Completions.
 	{Name: "probe-found", On: ProbeDone, Guards: g(isCurrent(JobProbe), gOK, gFound), Op: OpNone,
@@ -331,6 +337,21 @@ func doRecover(t *step) {
 	t.dropCopy()
 	t.s.Fresh = true
 	t.recover(t.s.Cause)
+}
+
+// doDistrust is for a copy whose bytes are not what was indexed.
+func doDistrust(t *step) {
+	if t.s.Data == Present {
+		t.closeHandle()
+		t.s.Fresh = true
+		t.dropCopy()
+	}
+}
+
+func doOverdue(t *step) {
+	t.s.slow = true
+	t.net.slots[OpenSlot].used--
+	t.net.wakeHead(OpenSlot, t.out)
 }
 
 // recover begins a recovery because of cause.
