@@ -13,6 +13,7 @@ import (
 	ipld "github.com/ipfs/go-ipld-format"
 	mh "github.com/multiformats/go-multihash"
 
+	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/carscan"
 )
@@ -98,6 +99,7 @@ func (b *ShardBlockstore) read(c cid.Cid, code uint64, digest []byte, loc locati
 		return &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: err}
 	}
 	if b.verify && !carscan.Matches(code, digest, p) {
+		b.sa.noteCorrupt()
 		return &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: ErrBlockCorrupt}
 	}
 	return nil
@@ -244,5 +246,15 @@ func (sa *ShardAccessor) noteDamage(err error) {
 	if err == nil || sa.loop == nil || !errors.As(err, &damaged) || sa.h.reported.Swap(true) {
 		return
 	}
-	sa.loop.damaged(sa.lv, sa.h, err)
+	sa.loop.damaged(sa.lv, sa.h, fsm.FaultIndex, err)
+}
+
+// noteCorrupt has a local copy fetched afresh whose bytes are not what was indexed,
+// once per handle. If blocks were not hashed when they were indexed, the source may
+// be as bad, and nothing is done.
+func (sa *ShardAccessor) noteCorrupt() {
+	if sa.loop == nil || !sa.h.copied || sa.loop.d.cfg.SkipVerifyOnIndex || sa.h.reported.Swap(true) {
+		return
+	}
+	sa.loop.damaged(sa.lv, sa.h, fsm.FaultCopy, ErrBlockCorrupt)
 }

@@ -38,10 +38,12 @@ func (b *bridge[T]) send(v T) {
 		return
 	}
 	if !b.mu.running {
-		select {
-		case b.ch <- v:
+		switch offer(b.ch, v) {
+		case taken:
 			return
-		default:
+		case never: // the caller closed the channel
+			b.mu.closed = true
+			return
 		}
 		b.mu.running = true
 		b.mu.queue = append(b.mu.queue, v)
@@ -69,11 +71,26 @@ func (b *bridge[T]) run() {
 		b.mu.queue[0] = zero
 		b.mu.queue = b.mu.queue[1:]
 		b.mu.Unlock()
-		select {
-		case b.ch <- v:
-		case <-b.stop:
+		if !b.pass(v) {
 			return
 		}
+	}
+}
+
+// pass waits until v is taken; false means that nothing will be any more.
+func (b *bridge[T]) pass(v T) (ok bool) {
+	defer func() {
+		if !ok && recover() != nil { // the caller closed the channel
+			b.mu.Lock()
+			b.mu.closed, b.mu.queue = true, nil
+			b.mu.Unlock()
+		}
+	}()
+	select {
+	case b.ch <- v:
+		return true
+	case <-b.stop:
+		return false
 	}
 }
 

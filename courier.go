@@ -56,17 +56,42 @@ func (c *courier) deliver(req *request, res ShardResult) {
 		res.discard()
 		return
 	}
-	select {
-	case req.out <- res:
+	switch offer(req.out, res) {
+	case taken:
 		if res.Accessor != nil && !req.sync && req.ctx.Done() != nil && len(req.out) > 0 {
 			watchBuffered(req, res.Accessor)
 		}
-	default:
-		if req.ctx.Err() != nil { // who left counts as answered
-			res.discard()
+	case notYet:
+		if req.ctx.Err() == nil {
+			c.hold(parcel{req.ctx, req.out, res})
 			return
 		}
-		c.hold(parcel{req.ctx, req.out, res})
+		res.discard() // who left counts as answered
+	case never:
+		res.discard()
+	}
+}
+
+type offered uint8
+
+const (
+	notYet offered = iota
+	taken
+	never // the caller closed the channel
+)
+
+// offer sends v if the channel takes it now.
+func offer[T any](out chan<- T, v T) (o offered) {
+	defer func() {
+		if o == notYet && recover() != nil {
+			o = never
+		}
+	}()
+	select {
+	case out <- v:
+		return taken
+	default:
+		return notYet
 	}
 }
 
@@ -79,15 +104,16 @@ func watchBuffered(req *request, acc *ShardAccessor) {
 		}
 		for range len(req.out) {
 			select {
-			case res := <-req.out:
+			case res, open := <-req.out:
+				if !open {
+					return
+				}
 				mine := res.Accessor == acc
 				if mine {
 					res.discard()
 					res = ShardResult{Key: req.key, Error: req.ctx.Err()}
 				}
-				select {
-				case req.out <- res:
-				default:
+				if offer(req.out, res) == notYet {
 					acc.loop.d.courier.hold(parcel{context.Background(), req.out, res})
 				}
 				if mine {
@@ -136,10 +162,7 @@ func (g *courierGroup) add(p parcel) {
 // lastTry offers a result for the last time.
 func (c *courier) lastTry(p *parcel) {
 	p.res.afterClose()
-	select {
-	case p.out <- p.res:
-	default:
-	}
+	offer(p.out, p.res)
 }
 
 // afterClose turns an accessor, which is of no use any more, into ErrClosed.
@@ -188,7 +211,7 @@ func (c *courier) run(g *courierGroup) {
 				held[i].res.discard()
 			}
 			last := len(held) - 1
-			copy(held[i:], held[i+1:]) // in order: results for one channel stay in turn
+			copy(held[i:], held[i+1:])
 			held[last] = parcel{}
 			held = held[:last]
 		}
@@ -202,6 +225,17 @@ const (
 
 // awaitAny waits until one of the parcels is taken, or its context has ended.
 func awaitAny(wake chan struct{}, deadline <-chan time.Time, held []parcel) (i int, ended bool) {
+	defer func() {
+		if recover() != nil { // a caller closed its channel: nobody will get what is for it
+			for j := range held {
+				if o := offer(held[j].out, held[j].res); o != notYet {
+					i, ended = j, o == never
+					return
+				}
+			}
+			i = waitWake
+		}
+	}()
 	cases := make([]reflect.SelectCase, 0, 2+2*len(held))
 	cases = append(cases,
 		reflect.SelectCase{Dir: reflect.SelectRecv, Chan: reflect.ValueOf(wake)},

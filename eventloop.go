@@ -465,9 +465,9 @@ func (e *eventLoop) refuseAll() {
 	}
 }
 
-// damaged tells the loop that a read found the shard's index damaged.
-func (e *eventLoop) damaged(lv *live, h *handle, err error) {
-	e.complete(input{ctl: func() { e.damage(lv, h, err) }})
+// damaged tells the loop that a read found the shard's index or copy damaged.
+func (e *eventLoop) damaged(lv *live, h *handle, fault fsm.Fault, err error) {
+	e.complete(input{ctl: func() { e.damage(lv, h, fault, err) }})
 }
 
 // mend has the damaged or missing index of a recorded shard built again.
@@ -483,17 +483,17 @@ func (e *eventLoop) mend(rec *projection.Record, err error) {
 		}
 		lv = e.reviveLive(rec)
 	}
-	e.damage(lv, lv.handle, err)
+	e.damage(lv, lv.handle, fsm.FaultIndex, err)
 	e.drain()
 }
 
-func (e *eventLoop) damage(lv *live, h *handle, err error) {
+func (e *eventLoop) damage(lv *live, h *handle, fault fsm.Fault, err error) {
 	switch {
 	case e.closing || lv.gone || lv.handle != h:
 	case lv.busy:
-		lv.deferred = append(lv.deferred, input{ctl: func() { e.damage(lv, h, err) }})
+		lv.deferred = append(lv.deferred, input{ctl: func() { e.damage(lv, h, fault, err) }})
 	default:
-		e.in = fsm.Input{Trigger: fsm.Damage, Err: err, Time: e.now}
+		e.in = fsm.Input{Trigger: fsm.Damage, Fault: fault, Err: err, Time: e.now}
 		e.step(lv, nil)
 	}
 }

@@ -34,7 +34,8 @@ type handle struct {
 	off   chan struct{} // closed by shut
 	once  sync.Once
 
-	reported atomic.Bool // damage of the index was reported
+	copied   bool        // the source is a local copy
+	reported atomic.Bool // damage was reported
 }
 
 const shutBias = -1 << 62

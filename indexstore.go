@@ -51,12 +51,17 @@ func newIndexStore(repo index.FullIndexRepo) indexStore {
 	return &keyStore{repo: repo, builder: make(map[shard.Key]uint64)}
 }
 
+// buildOptions are how sources are scanned.
+func (cfg *Config) buildOptions() index.BuildOptions {
+	return index.BuildOptions{
+		SkipVerify: cfg.SkipVerifyOnIndex, MaxSectionBytes: int(cfg.MaxSectionSize), MaxRecords: cfg.MaxShardRecords,
+	}
+}
+
 // draft makes an index of r, with the configured indexer or the built-in scanner.
 func (j *job) draft(ctx context.Context, r mount.Reader, size int64) (*index.Draft, error) {
 	cfg := &j.d.cfg
-	opts := index.BuildOptions{
-		SkipVerify: cfg.SkipVerifyOnIndex, MaxSectionBytes: int(cfg.MaxSectionSize), MaxRecords: cfg.MaxShardRecords,
-	}
+	opts := cfg.buildOptions()
 	var d *index.Draft
 	var err error
 	if cfg.ShardIndexer != nil {

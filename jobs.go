@@ -8,9 +8,11 @@ import (
 	"io/fs"
 	"runtime/debug"
 	"syscall"
+	"time"
 
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/internal/carscan"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -141,7 +143,9 @@ func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
 	slow := s.Slow()
 	j.cancel = cancel
 	run := func() {
+		stop := e.watchOverdue(lv, j.kind, attempt)
 		c := j.run(ctx)
+		stop()
 		j.cancel()
 		c.attempt = attempt
 		in := input{lv: lv, trig: doneTrigger(j.kind), done: c}
@@ -158,6 +162,33 @@ func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
 		return
 	}
 	e.spawn(run)
+}
+
+// openPatience is how long a probe or an open may hold a slot. A source that takes
+// longer prepares, or hangs, and must not hold up the shards behind it.
+const openPatience = time.Second
+
+// watchOverdue has the machine take back the token of a probe or open that takes
+// long, until the job calls stop.
+func (e *eventLoop) watchOverdue(lv *live, kind fsm.Job, attempt uint32) (stop func() bool) {
+	if kind != fsm.JobProbe && kind != fsm.JobOpen || e.d.cfg.drive != nil {
+		return func() bool { return true }
+	}
+	return time.AfterFunc(openPatience, func() {
+		e.complete(input{ctl: func() { e.overdue(lv, attempt) }})
+	}).Stop
+}
+
+func (e *eventLoop) overdue(lv *live, attempt uint32) {
+	switch {
+	case e.closing:
+	case lv.busy:
+		lv.deferred = append(lv.deferred, input{ctl: func() { e.overdue(lv, attempt) }})
+	default:
+		e.in = fsm.Input{Trigger: fsm.Overdue, Attempt: attempt, Time: e.now}
+		e.step(lv, nil)
+		e.drain()
+	}
 }
 
 func doneTrigger(k fsm.Job) fsm.Trigger {
@@ -253,8 +284,27 @@ func (j *job) upgrader() (*mount.Upgrader, error) {
 	}
 	if j.indexed && j.info.SourceSize > 0 {
 		opts.ExpectSize = int64(j.info.SourceSize)
+		if j.d.cfg.ShardIndexer == nil { // whose digest covers what it chose to index
+			opts.Check = j.checkCopy
+		}
 	}
 	return mount.NewUpgrader(j.mnt, opts)
+}
+
+// checkCopy holds a fetched copy to what was indexed, byte for byte as far as the
+// index knows: every block to its CID, and all of them together to the digest.
+func (j *job) checkCopy(ctx context.Context, r io.ReaderAt, size int64) error {
+	opts := j.d.cfg.buildOptions()
+	sum, err := carscan.Scan(ctx, r, size, carscan.Options{
+		SkipVerify: opts.SkipVerify, MaxSectionBytes: opts.MaxSectionBytes, MaxRecords: opts.MaxRecords,
+	}, func(*carscan.Record) error { return nil })
+	if err != nil {
+		return err
+	}
+	if sum.Digest != j.info.Digest {
+		return fmt.Errorf("%w: its content is not what was indexed; recover the shard to index it afresh", mount.ErrSourceChanged)
+	}
+	return nil
 }
 
 // probe looks for a copy that is there, or else asks the source.
@@ -490,6 +540,7 @@ func (j *job) open(ctx context.Context) *completion {
 		return &completion{err: fmt.Errorf("the source is not what was indexed: %w", err), fault: fault}
 	}
 	h := newHandle(j.key, r, f)
+	h.copied = !j.direct
 	ok = true
 	return &completion{handle: h}
 }

@@ -25,6 +25,7 @@ type Catalogue struct {
 		pos  journal.Position
 		n    [8]int // records by life
 	}
+	seen map[shard.Key]struct{} // the keys of a batch, while it is checked
 }
 
 // slot is an entry of the tree, which is in the order of the keys' hashes: that
@@ -39,7 +40,7 @@ func byHash(a, b slot) bool { return a.hash < b.hash }
 
 // NewCatalogue returns the view of the empty journal.
 func NewCatalogue() *Catalogue {
-	c := &Catalogue{}
+	c := &Catalogue{seen: make(map[shard.Key]struct{})}
 	c.mu.tree = btree.NewBTreeGOptions(byHash, btree.Options{NoLocks: true, Degree: 64})
 	return c
 }
@@ -71,13 +72,18 @@ func (c *Catalogue) Apply(b *journal.Batch) error {
 	return nil
 }
 
-// Check says whether Apply could show events, of which no two are of the same key,
-// as the next batch.
+// Check says whether Apply could show events as the next batch. No two may be of the
+// same key: a shard takes one step at a time. Who applies checks.
 func (c *Catalogue) Check(events []shard.Event) error {
 	c.mu.RLock()
 	defer c.mu.RUnlock()
+	clear(c.seen)
 	for i := range events {
 		e := &events[i]
+		if _, ok := c.seen[e.Key]; ok {
+			return fmt.Errorf("%w: two events of shard %q in one batch", shard.ErrIllegal, e.Key)
+		}
+		c.seen[e.Key] = struct{}{}
 		life, gen := shard.None, e.Gen
 		if prev := find(c.chainLocked(xxhash.Sum64String(e.Key.String())), e.Key.String()); prev != nil {
 			life, gen = prev.life, prev.gen
