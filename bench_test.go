@@ -26,7 +26,7 @@ import (
 // plain in the same run where there is something plain to compare with.
 
 // writeCAR writes a CARv1 of n distinct raw blocks of size bytes and returns the
-// CIDs of some of them.
+// CIDs, if there are not too many.
 func writeCAR(tb testing.TB, path string, n, size int) []cid.Cid {
 	tb.Helper()
 	f, err := os.Create(path)
@@ -50,11 +50,11 @@ func writeCAR(tb testing.TB, path string, n, size int) []cid.Cid {
 	header = append(header, "gversion\x01"...)
 	w.Write(binary.AppendUvarint(nil, uint64(len(header))))
 	w.Write(header)
-	var some []cid.Cid
+	var cids []cid.Cid
 	for i := range n {
 		c := cidOf(i)
-		if i%(n/min(n, 4096)) == 0 {
-			some = append(some, c)
+		if n <= 100_000 {
+			cids = append(cids, c)
 		}
 		w.Write(binary.AppendUvarint(nil, uint64(c.ByteLen()+size)))
 		w.Write(c.Bytes())
@@ -66,7 +66,7 @@ func writeCAR(tb testing.TB, path string, n, size int) []cid.Cid {
 	if err := f.Close(); err != nil {
 		tb.Fatal(err)
 	}
-	return some
+	return cids
 }
 
 func openBench(tb testing.TB, dir string, opts ...Option) *DAGStore {
@@ -157,7 +157,11 @@ func BenchmarkAcquireCold(b *testing.B) {
 func BenchmarkGet(b *testing.B) {
 	ctx := context.Background()
 	path := filepath.Join(b.TempDir(), "a.car")
-	some := writeCAR(b, path, 100_000, 1024)
+	all := writeCAR(b, path, 100_000, 1024)
+	var some []cid.Cid // spread over the file
+	for i := range 4096 {
+		some = append(some, all[i*(len(all)/4096)])
+	}
 	for _, verify := range []bool{false, true} {
 		s := openBench(b, b.TempDir(), WithConfig(func(c *Config) { c.SkipVerifyOnRead = !verify }))
 		acc, err := s.AcquireShardSync(ctx, registerBench(b, s, "shard", path), AcquireOpts{})
@@ -172,6 +176,15 @@ func BenchmarkGet(b *testing.B) {
 			b.ReportAllocs()
 			for i := 0; b.Loop(); i++ {
 				if _, err := bs.Get(ctx, some[i%len(some)]); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "blocks/s")
+		})
+		b.Run(fmt.Sprintf("get-in-order/verify=%t", verify), func(b *testing.B) {
+			b.ReportAllocs()
+			for i := 0; b.Loop(); i++ {
+				if _, err := bs.Get(ctx, all[i%len(all)]); err != nil {
 					b.Fatal(err)
 				}
 			}

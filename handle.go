@@ -26,6 +26,7 @@ type handle struct {
 	src   *source
 	data  []byte // the source mapped, if it is a sealed copy of ours; else nil
 	unmap func() error
+	ahead readahead
 	index finder
 
 	users atomic.Int32
@@ -121,7 +122,7 @@ func (h *handle) readAt(p []byte, off int64) error {
 	if off+int64(len(p)) <= int64(len(h.data)) {
 		return copyMapped(p, h.data[off:])
 	}
-	n, err := h.r.ReadAt(p, off)
+	n, err := h.ahead.readAt(h.r, p, off)
 	if n == len(p) {
 		return nil
 	}
