@@ -232,35 +232,35 @@ func (e *eventLoop) commitFailed(c *commit) {
 	e.next()
 }
 
-// undo takes back a step whose event is not durable and answers everybody who
+// undo takes back a step whose event is not durable, and then tells everybody who
 // would have been answered by it, or waits for the shard.
 func (e *eventLoop) undo(c *commit, p *pendingStep) {
 	lv := p.lv
-	cause := fmt.Errorf("the change could not be recorded: %w", e.commitCause(c.err))
-	for _, a := range c.replies[p.replies.from:p.replies.to] {
-		e.answerError(a.req, fmt.Errorf("%s: %w", lv.key, cause))
-	}
-	for _, eff := range c.effects[p.effects.from:p.effects.to] {
-		if req := e.parked[eff.Ticket]; req != nil {
-			e.answerError(req, fmt.Errorf("%s: %w", lv.key, cause))
-		}
-	}
 	before := lv.before
 	if lv.before = nil; before == nil {
 		before = &fsm.Shard{}
 	}
 	e.out.Reset()
-	for _, t := range e.net.Revert(&lv.s, before, &e.out) {
-		if req := e.parked[t]; req != nil {
-			e.answerError(req, fmt.Errorf("%s: %w", lv.key, cause))
-		}
-	}
+	waiting := e.net.Revert(&lv.s, before, &e.out)
 	for _, s := range e.out.Wake {
 		e.internal = append(e.internal, input{lv: s.Owner.(*live), trig: fsm.Auto})
 	}
 	lv.busy = false
 	e.nowDurable(lv)
 	e.publish(lv)
+
+	cause := fmt.Errorf("%s: the change could not be recorded: %w", lv.key, e.commitCause(c.err))
+	for _, a := range c.replies[p.replies.from:p.replies.to] {
+		e.answerError(a.req, cause)
+	}
+	for _, eff := range c.effects[p.effects.from:p.effects.to] {
+		waiting = append(waiting, eff.Ticket)
+	}
+	for _, t := range waiting {
+		if req := e.parked[t]; req != nil {
+			e.answerError(req, cause)
+		}
+	}
 	e.resumeDeferred(lv)
 	e.rest(lv)
 }
