@@ -150,8 +150,21 @@ func BenchmarkAcquireCold(b *testing.B) {
 				}
 				acc.Close()
 			}
+			b.ReportMetric(heldHeap(b, s, k), "held-heap-B")
 		})
 	}
+}
+
+// heldHeap measures the heap that one open shard takes, its accessor included.
+func heldHeap(b *testing.B, s *DAGStore, k shard.Key) float64 {
+	before := heapInUse()
+	acc, err := s.AcquireShardSync(context.Background(), k, AcquireOpts{})
+	if err != nil {
+		b.Fatal(err)
+	}
+	held := float64(heapInUse()) - float64(before)
+	acc.Close()
+	return held
 }
 
 func BenchmarkGet(b *testing.B) {
