@@ -293,7 +293,7 @@ func (d *DAGStore) recoverState(ctx context.Context) error {
 	case namespaced != nil:
 		j, err := journal.OpenDatastore(ctx, namespaced)
 		if err != nil {
-			return fmt.Errorf("dagstore: journal in the datastore: %w", err)
+			return fmt.Errorf("dagstore: journal in Config.Datastore (one that keeps nothing but shard records goes into Config.ShardRepo): %w", err)
 		}
 		d.journal = j
 	default:

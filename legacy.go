@@ -80,7 +80,7 @@ func (d *DAGStore) adoptLegacy(ctx context.Context, store ds.Datastore) error {
 		recs = recs[n:]
 	}
 	if err := store.Put(ctx, adoptedKey, []byte("1")); err != nil {
-		return fmt.Errorf("dagstore: mark the records of the predecessor as adopted: %w", err)
+		return fmt.Errorf("dagstore: mark the records of the predecessor as adopted (a datastore that keeps nothing but shard records goes into Config.ShardRepo): %w", err)
 	}
 	return store.Sync(ctx, adoptedKey)
 }
