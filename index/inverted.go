@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"hash/maphash"
+	"runtime"
 	"slices"
 	"sort"
 	"sync"
@@ -269,17 +270,56 @@ func (v *MemInverted) insertLocked(s *segment) (uint32, error) {
 		segs = append(segs, s)
 		v.segments.Store(&segs)
 	}
-	for i := range s.len() {
-		h := v.hash(s.salt, s.digest(i))
-		st := v.stripeOf(h)
-		st.mu.Lock()
-		if (st.used+1)*5 > len(st.slots)*4 {
-			v.rehashLocked(st)
-		}
-		st.insertLocked(h, slotOf(h, n, i))
-		st.mu.Unlock()
-	}
+	v.insertEntries(s, n)
 	return n, nil
+}
+
+// insertEntries gives the entries of segment number n slots, stripe by stripe: the
+// slots of one stripe stay in the cache, and the stripes are spread over the cores.
+func (v *MemInverted) insertEntries(s *segment, n uint32) {
+	hashes := make([]uint64, s.len())
+	parallel(len(hashes), func(from, to int) {
+		for i := from; i < to; i++ {
+			hashes[i] = v.hash(s.salt, s.digest(i))
+		}
+	})
+	var starts [numStripes + 1]int
+	for _, h := range hashes {
+		starts[h>>56+1]++
+	}
+	for i := range numStripes {
+		starts[i+1] += starts[i]
+	}
+	order, next := make([]uint32, len(hashes)), starts
+	for i, h := range hashes {
+		order[next[h>>56]] = uint32(i)
+		next[h>>56]++
+	}
+	workers := min(runtime.GOMAXPROCS(0), len(hashes)/4096+1)
+	var wg sync.WaitGroup
+	for w := range workers {
+		wg.Go(func() {
+			for k := w; k < numStripes; k += workers {
+				v.insertInto(&v.stripes[k], order[starts[k]:starts[k+1]], hashes, n)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// insertInto inserts some entries of segment number n, all of one stripe.
+func (v *MemInverted) insertInto(st *stripe, entries []uint32, hashes []uint64, n uint32) {
+	if len(entries) == 0 {
+		return
+	}
+	st.mu.Lock()
+	defer st.mu.Unlock()
+	if (st.used+len(entries))*5 > len(st.slots)*4 {
+		v.rehashLocked(st, len(entries))
+	}
+	for _, i := range entries {
+		st.insertLocked(hashes[i], slotOf(hashes[i], n, int(i)))
+	}
 }
 
 func (st *stripe) insertLocked(hash, slot uint64) {
@@ -296,10 +336,11 @@ func (st *stripe) insertLocked(hash, slot uint64) {
 	}
 }
 
-// rehashLocked makes room in a stripe: more if it is full, or what is deleted.
-func (v *MemInverted) rehashLocked(st *stripe) {
+// rehashLocked makes room for some more entries in a stripe: more if it is full, or
+// what is deleted.
+func (v *MemInverted) rehashLocked(st *stripe, more int) {
 	size := max(len(st.slots), 8)
-	for (st.live+1)*5 > size*3 {
+	for (st.live+more)*5 > size*3 {
 		size *= 2
 	}
 	old := st.slots
