@@ -101,6 +101,8 @@ type Config struct {
 	// themselves ready. 0 means 1,024.
 	MaxConcurrentReadyFetches int
 	// MaxConcurrentOpens bounds concurrent probes and opens of sources. 0 means 64.
+	// One that takes longer than a second no longer counts, so that sources which
+	// hang hold up no others; there are at most 1,024 of those.
 	MaxConcurrentOpens int
 	// RecoverOnStart says what becomes of errored shards at Start.
 	RecoverOnStart RecoverOnStartPolicy

@@ -65,6 +65,7 @@ type eventLoop struct {
 	idle     idleList
 	revive   pool
 	slow     pool
+	overdues int // probes and opens that go on without a slot
 
 	seq      uint64    // of the last event given to the journal
 	startSeq uint64    // ... when the store started

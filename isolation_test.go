@@ -8,6 +8,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -65,6 +66,62 @@ func TestHungSourcesHoldUpNobody(t *testing.T) {
 		acc.Close()
 		if waited := time.Since(began); waited > time.Minute {
 			t.Errorf("a shard whose source is well waited %v for others", waited)
+		}
+	})
+}
+
+// countingHang hangs, and counts those who are hanging.
+type countingHang struct {
+	hangingMount
+	now, peak *atomic.Int32
+}
+
+func (m *countingHang) Stat(ctx context.Context) (mount.Stat, error) {
+	n := m.now.Add(1)
+	defer m.now.Add(-1)
+	for p := m.peak.Load(); n > p && !m.peak.CompareAndSwap(p, n); p = m.peak.Load() {
+	}
+	return m.hangingMount.Stat(ctx)
+}
+
+// Proves F22, I15: however many sources hang, bounded work waits for them, and all
+// are destroyed or closed when asked to.
+func TestHungSourcesAreBounded(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx := context.Background()
+		var now, peak atomic.Int32
+		template := &countingHang{now: &now, peak: &peak}
+		const opens, overdue, hung = 64, 1024, 1500
+		s, err := dagstore.Open(ctx, t.TempDir(), dagstore.WithMount("hang", template),
+			dagstore.WithConfig(func(c *dagstore.Config) { c.MaxConcurrentOpens = opens }))
+		if err != nil {
+			t.Fatal(err)
+		}
+		key := func(i int) shard.Key { return shard.KeyFromString(fmt.Sprint("hung-", i)) }
+		for i := range hung {
+			if _, err := s.RegisterShardSync(ctx, key(i), template, dagstore.RegisterOpts{LazyInitialization: true}); err != nil {
+				t.Fatal(err)
+			}
+			if err := s.AcquireShard(ctx, key(i), nil, dagstore.AcquireOpts{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		<-time.After(time.Hour)
+		synctest.Wait()
+		if n := now.Load(); n != opens+overdue || peak.Load() != n {
+			t.Errorf("%d sources are waited for, %d at the peak, want %d", n, peak.Load(), opens+overdue)
+		}
+		for i := range hung { // what is taken away makes room for the rest
+			if _, err := s.DestroyShardSync(ctx, key(i), dagstore.DestroyOpts{}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		synctest.Wait()
+		if n := now.Load(); n != 0 || peak.Load() > opens+overdue {
+			t.Errorf("%d are still waited for, %d at the peak", n, peak.Load())
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
 		}
 	})
 }

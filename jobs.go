@@ -168,25 +168,38 @@ func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
 // longer prepares, or hangs, and must not hold up the shards behind it.
 const openPatience = time.Second
 
+// maxOverdue bounds the probes and opens that go on without a slot. Those beyond it
+// keep theirs, so that no number of sources that hang takes more than
+// MaxConcurrentOpens + maxOverdue goroutines and descriptors.
+const maxOverdue = 1024
+
 // watchOverdue has the machine take back the token of a probe or open that takes
 // long, until the job calls stop.
 func (e *eventLoop) watchOverdue(lv *live, kind fsm.Job, attempt uint32) (stop func() bool) {
 	if kind != fsm.JobProbe && kind != fsm.JobOpen || e.d.cfg.drive != nil {
 		return func() bool { return true }
 	}
-	return time.AfterFunc(openPatience, func() {
-		e.complete(input{ctl: func() { e.overdue(lv, attempt) }})
-	}).Stop
+	return e.overdueIn(openPatience, lv, attempt).Stop
+}
+
+func (e *eventLoop) overdueIn(d time.Duration, lv *live, attempt uint32) *time.Timer {
+	return time.AfterFunc(d, func() { e.complete(input{ctl: func() { e.overdue(lv, attempt) }}) })
 }
 
 func (e *eventLoop) overdue(lv *live, attempt uint32) {
 	switch {
-	case e.closing:
+	case e.closing || lv.s.Attempt != attempt || lv.s.Job() == fsm.JobNone:
 	case lv.busy:
 		lv.deferred = append(lv.deferred, input{ctl: func() { e.overdue(lv, attempt) }})
+	case e.overdues >= maxOverdue:
+		e.overdueIn(openPatience, lv, attempt)
 	default:
 		e.in = fsm.Input{Trigger: fsm.Overdue, Attempt: attempt, Time: e.now}
 		e.step(lv, nil)
+		if !lv.overdue && lv.s.Overdue() {
+			lv.overdue = true
+			e.overdues++
+		}
 		e.drain()
 	}
 }
@@ -212,6 +225,10 @@ func (e *eventLoop) finishJob(lv *live, in *input) {
 	current := lv.s.Attempt == c.attempt
 	if current {
 		lv.cancelJob = nil
+		if lv.overdue {
+			lv.overdue = false
+			e.overdues--
+		}
 	}
 	if c.handle != nil {
 		if current && lv.s.Life == shard.Available && lv.s.Job() == fsm.JobOpen && lv.handle == nil {

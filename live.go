@@ -36,6 +36,7 @@ type live struct {
 
 	handle    *handle
 	cancelJob context.CancelFunc
+	overdue   bool        // the running job is among eventLoop.overdues
 	queued    *pooled     // the running job, if it takes no slot
 	sweep     *sweepOrder // waits for the running job to end
 	// noInitial: the caller's own copy was found wanting.

@@ -164,12 +164,8 @@ func (d *DAGStore) awaitRegistration(key shard.Key) {
 
 // existsLocked says whether key has a durable life. Needs mu.
 func (d *DAGStore) existsLocked(key shard.Key) bool {
-	if lv := d.mu.hot[key]; lv != nil {
-		switch shard.Life(lv.pub.life.Load()) {
-		case shard.None:
-		default:
-			return true
-		}
+	if lv := d.mu.hot[key]; lv != nil && shard.Life(lv.pub.life.Load()) != shard.None {
+		return true
 	}
 	return d.cat.Get(key) != nil
 }

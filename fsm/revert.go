@@ -5,6 +5,9 @@ import "github.com/dagstore/dagstore/shard"
 // Slow says that the running job is a fetch that takes no slot.
 func (s *Shard) Slow() bool { return s.job == JobFetch && s.slow }
 
+// Overdue says that the running job is a probe or open that gave its token back.
+func (s *Shard) Overdue() bool { return s.slow && (s.job == JobProbe || s.job == JobOpen) }
+
 // Acquires counts the acquires that wait.
 func (s *Shard) Acquires() int { return s.acquires() }
 

@@ -49,9 +49,6 @@ func (t *Transition) guardReads() (set Places) {
 	return set
 }
 
-// Table returns the rows of the machine in order. They must not be changed.
-func Table() []*Transition { return table }
-
 func allHold(guards []*Guard, n *Net, s *Shard, in *Input) bool {
 	for _, g := range guards {
 		if !g.holds(n, s, in) {
