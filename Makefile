@@ -32,8 +32,12 @@ fuzz: ## every fuzz target for TIME each
 	.ci/fuzz $(TIME) $(PKG)
 
 .PHONY: soak
-soak: ## crash, model and simulation tests again and again until one fails or you stop it
-	@n=0; while go test -count 1 -timeout 0 -run 'Crash|Model|Sim|Stress|Random|Property|Fault' $(PKG); do n=$$((n+1)); echo "round $$n passed"; done; exit 1
+soak: ## simulation with new seeds, kills, crash and model tests, until one fails or you stop it
+	@n=0; while \
+	  go test -count 1 -timeout 0 -run 'TestSim$$' . -args -sim.first $$((1000 + 10000*n)) -sim.ops 3000000 && \
+	  go test -count 1 -timeout 0 -run 'TestKill$$' . -args -kill.cycles 100 && \
+	  go test -count 1 -timeout 0 -run 'Crash|Model|Stress|Random|Property|Fault' $(PKG); \
+	do n=$$((n+1)); echo "round $$n passed"; done; exit 1
 
 .PHONY: cover
 cover: ## statement coverage by function, into cover.out

@@ -46,7 +46,7 @@ const (
 )
 
 // TestSim runs many short simulations. A failed one prints its last operations and
-// the command that repeats it. Proves C5, C8, C9, C11, C13 (store), F9, F10, F17,
+// the command that repeats it. Proves C5, C8, C9, C11, F9, F10, F17,
 // F18, F27, F28, F30, S8 (names), I1, I2, I3, I4, I5, I6, I7, I8, I9, I10,
 // I11 (directory of copies), I12 (one fetch per copy), I13, I14, I15, I16, I17, N1,
 // G1, G2, G3, G4, G5 (at the store).
