@@ -163,6 +163,38 @@ func TestFailedSyncDirIsFinal(t *testing.T) {
 	must(t, j.Close())
 }
 
+// Proves C7, C9: a successor whose name a failed sync left in the cache only is made
+// durable before its predecessor is sealed: wherever the next opening is cut short,
+// the journal opens again and has what was told.
+func TestSuccessorBeforeSeal(t *testing.T) {
+	sim := fsio.NewSim(1)
+	j := mustOpen(t, sim)
+	if _, err := j.Append(journaltest.Events(1, 7)); err != nil {
+		t.Fatal(err)
+	}
+	told := journaltest.Collect(t, j, 0)
+	hookOnce(sim, func(op fsio.Op) bool { return op.Kind == fsio.OpSyncDir }, func(fsio.Op) error { return fsio.FaultEIO })
+	if _, err := j.Append(journaltest.Events(8, 7)); !errors.Is(err, journal.ErrOutcomeUnknown) {
+		t.Fatalf("Append = %v, want ErrOutcomeUnknown", err)
+	}
+	must(t, j.Close())
+	for k := uint64(0); ; k++ {
+		again := sim.Clone(k)
+		again.FailAt(k, fsio.FaultCrash)
+		j, err := journal.OpenFile(again, dir, small)
+		if err == nil && k < 5 {
+			t.Fatalf("opening takes %d operations", k)
+		}
+		if err == nil {
+			_ = j.Close() // which is what is cut short
+		}
+		mustKeep(t, fmt.Sprintf("cut short at operation %d", k), again, told)
+		if err == nil {
+			return
+		}
+	}
+}
+
 // overeager is a disk whose next write of a frame is done in full and then reported
 // as failed.
 type overeager struct {

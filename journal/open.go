@@ -329,11 +329,6 @@ func hasFooter(file fsio.File, s, next *segment, size int64) (bool, error) {
 // of a former writer may have failed, and then the kernel holds the frame in memory,
 // takes it for clean, and would have this sync succeed without writing it.
 func (f *File) repair(x *findings) error {
-	if n := len(x.sealed); n > 0 && x.empty() {
-		if err := f.finishSeal(&x.sealed[n-1]); err != nil {
-			return err
-		}
-	}
 	file, err := f.fsys.OpenFile(f.path(x.last.name()), os.O_RDWR, 0)
 	if err != nil {
 		return err
@@ -353,7 +348,15 @@ func (f *File) repair(x *findings) error {
 	if err := f.sync(file.Sync); err != nil {
 		return err
 	}
-	return f.fsys.SyncDir(f.dir)
+	// The name of an empty tail may be as little durable as the footer before it, if
+	// a former writer failed between the two. A seal must never outlive it.
+	if err := f.fsys.SyncDir(f.dir); err != nil {
+		return err
+	}
+	if n := len(x.sealed); n > 0 && x.empty() {
+		return f.finishSeal(&x.sealed[n-1])
+	}
+	return nil
 }
 
 func (f *File) finishSeal(s *sealedSegment) error {
