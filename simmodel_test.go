@@ -67,16 +67,17 @@ type ack struct {
 
 // simModel is what callers know and may rely on.
 type simModel struct {
-	s       *simulator
-	keys    []shard.Key
-	hashes  map[string]shard.Key // as in file names
-	reqs    []*simReq            // of this process
-	nextReq int
-	held    []*heldAcc
-	acks    []ack // ever
-	tainted map[shard.Key]bool
-	rotten  map[shard.Key]bool // a copy was damaged
-	disked  map[shard.Key]bool // the disk failed for its files, or they were damaged
+	journalHurt bool // a fault of the disk hit the journal
+	s           *simulator
+	keys        []shard.Key
+	hashes      map[string]shard.Key // as in file names
+	reqs        []*simReq            // of this process
+	nextReq     int
+	held        []*heldAcc
+	acks        []ack // ever
+	tainted     map[shard.Key]bool
+	rotten      map[shard.Key]bool // a copy was damaged
+	disked      map[shard.Key]bool // the disk failed for its files, or they were damaged
 	// active is the last operation during which an accessor of the key was open or
 	// an acquire under way.
 	active  map[shard.Key]int
@@ -141,6 +142,7 @@ func (m *simModel) keyOf(name string) (shard.Key, bool) {
 // blame notes whose business a fault of the disk is.
 func (m *simModel) blame(name string, _ fsio.Fault) {
 	if strings.HasPrefix(name, simRoot+"/journal") {
+		m.journalHurt = true
 		return
 	}
 	for _, k := range m.keys {
@@ -662,7 +664,9 @@ func (m *simModel) checkFiles(after string, started bool) {
 		}
 	}
 	for _, name := range temps {
-		if k, _ := m.keyOf(name); started || !m.tainted[k] {
+		// What a fault kept from being removed is removed at the next start.
+		k, _ := m.keyOf(name)
+		if hurt := m.tainted[k] || m.journalHurt && strings.HasPrefix(name, "journal/"); started || !hurt {
 			s.failf("C5, after %s: %s is left behind", after, name)
 		}
 	}
