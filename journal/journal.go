@@ -8,30 +8,12 @@
 package journal
 
 import (
-	"encoding/hex"
+	"context"
 	"errors"
 	"fmt"
 
 	"github.com/dagstore/dagstore/shard"
 )
-
-// Position names a prefix of a journal: the events 1..Seq, whose batches hash to
-// Digest. The zero Position is the empty journal. Two journals that agree in a
-// Position agree in everything up to it.
-//
-//	Digest(0)            = 32 zero bytes
-//	Digest(after batch)  = SHA-256(Digest(before) ‖ first Seq ‖ the batch's encoded events)
-//
-// where first Seq is 8 bytes, little endian.
-type Position struct {
-	Seq    uint64
-	Digest [32]byte
-}
-
-// String gives the sequence number and the first bytes of the digest.
-func (p Position) String() string {
-	return fmt.Sprintf("%d@%s", p.Seq, hex.EncodeToString(p.Digest[:6]))
-}
 
 // Batch is what one Append wrote: events with consecutive sequence numbers, and
 // the position after them. Events and their strings are valid only during the
@@ -59,6 +41,42 @@ type Journal interface {
 	Replay(seq uint64, visit func(*Batch) error) error
 	// Close releases the journal and its lock. Idempotent.
 	Close() error
+}
+
+// Positioner is an extra power of a journal: telling the position at a sequence
+// number. All journals of this package have it.
+type Positioner interface {
+	// PositionAt returns the end of the batch that event seq belongs to, so that
+	// the result's Seq is seq or a little more; for 0 the zero Position. Errors
+	// wrap [ErrFuturePosition] if seq is beyond the head and [ErrCompacted] if it is
+	// below the horizon.
+	PositionAt(seq uint64) (Position, error)
+}
+
+// Compactor is an extra power of a journal: forgetting its oldest events. What they
+// come to is kept as the base: of every shard that lived at the horizon, its newest
+// event. So the state is a fold of the base and of what follows, whatever becomes of
+// checkpoints.
+//
+//	state = fold(base at Horizon, events Horizon.Seq+1 … Head.Seq)
+type Compactor interface {
+	// Horizon is the position below which the history is gone; the zero Position
+	// if nothing is. A Replay from below it returns [ErrCompacted].
+	Horizon() Position
+	// Base visits the newest events of all shards that lived at the horizon, in
+	// runs, in no particular order, and returns the horizon. Their sequence
+	// numbers are their own. It visits nothing if nothing was compacted. Events
+	// and their strings are valid only during the visit.
+	Base(visit func(events []shard.Event) error) (Position, error)
+	// Reclaimable is how many bytes Compact(at) would give back, before the base
+	// that it has to write.
+	Reclaimable(at Position) int64
+	// Compact makes at the horizon. base emits the newest event of every shard that
+	// lived there, each once; at is a position of this journal, not below the
+	// present horizon. Callers see to it that every view and checkpoint has passed
+	// at. After an error it may be repeated; one that was interrupted is finished or
+	// swept when the journal is opened.
+	Compact(ctx context.Context, at Position, base func(emit func(*shard.Event) error) error) error
 }
 
 var (
