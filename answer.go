@@ -83,7 +83,7 @@ func (e *eventLoop) cancelTicket(lv *live, ticket fsm.Ticket) {
 }
 
 func (e *eventLoop) answerCode(req *request, code fsm.Code, cause error) {
-	e.answer(req, &fsm.Reply{Ticket: req.ticket, Code: code, Cause: cause}, nil, 0)
+	e.answer(req, &fsm.Reply{Ticket: req.ticket, Code: code, Cause: cause}, nil, durable{})
 }
 
 func (e *eventLoop) answerError(req *request, err error) {
@@ -112,7 +112,7 @@ func (e *eventLoop) settle(req *request) bool {
 }
 
 // answer turns the machine's reply into the caller's result.
-func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, seq uint64) {
+func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 	if !e.settle(req) {
 		if r.Accessor {
 			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})
@@ -135,8 +135,8 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, seq uint64) {
 			cause = e.failed
 		}
 		if req.kind == fsm.Acquire {
-			seq = 0 // the event was not of its making
+			at = durable{} // the event was not of its making
 		}
-		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req.key, req.kind, r.Code, cause), Seq: seq})
+		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req.key, req.kind, r.Code, cause), Seq: at.seq, Position: at.pos})
 	}
 }

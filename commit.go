@@ -33,6 +33,12 @@ type pendingStep struct {
 
 type span struct{ from, to int }
 
+// durable is where in the journal a change is: its event, and the end of its batch.
+type durable struct {
+	seq uint64
+	pos journal.Position
+}
+
 type answer struct {
 	req *request
 	fsm.Reply
@@ -149,7 +155,7 @@ func (d *DAGStore) write(c *commit) {
 	if c.pos, c.err = d.journal.Append(c.events); c.err != nil {
 		return
 	}
-	if err := d.cat.Apply(&journal.Batch{Events: c.events, End: c.pos}); err != nil {
+	if err := d.views.Commit(&journal.Batch{Events: c.events, End: c.pos}); err != nil {
 		panic(err) // checked above, and nobody else applies
 	}
 }
@@ -175,10 +181,10 @@ func (e *eventLoop) committed(c *commit) {
 			e.trace(lv, &c.traces[j])
 		}
 		for j := p.replies.from; j < p.replies.to; j++ {
-			e.answer(c.replies[j].req, &c.replies[j].Reply, lv, ev.Seq)
+			e.answer(c.replies[j].req, &c.replies[j].Reply, lv, durable{ev.Seq, c.pos})
 		}
 		for j := p.effects.from; j < p.effects.to; j++ {
-			e.effect(lv, &c.effects[j], ev.Seq)
+			e.effect(lv, &c.effects[j], durable{ev.Seq, c.pos})
 		}
 		e.resumeDeferred(lv)
 		e.rest(lv)
@@ -215,6 +221,7 @@ func (e *eventLoop) commitFailed(c *commit) {
 		e.seq -= uint64(len(c.events))
 	} else {
 		e.failed, e.net.ReadOnly = c.err, true
+		e.d.health.setReadOnly(c.err)
 		failed = append(failed, e.outbox...)
 		e.outbox = nil
 	}

@@ -127,6 +127,15 @@ type Config struct {
 	// CloseTimeout bounds how long Close waits for mounts that ignore their context.
 	// 0 means two seconds.
 	CloseTimeout time.Duration
+	// Views are folds of the journal that the store feeds and checkpoints besides its
+	// own. See package projection.
+	Views []projection.View
+	// CheckpointDir is the directory of the checkpoints, which bound what a start
+	// replays; empty for none. Open puts them under its directory.
+	CheckpointDir string
+	// Checkpoints says how often one is made, Retention how much history is kept.
+	Checkpoints projection.CheckpointPolicy
+	Retention   projection.Retention
 	// Logger hears what goes wrong; nil is slog.Default().
 	Logger *slog.Logger
 
@@ -190,11 +199,14 @@ type DAGStore struct {
 	indices indexStore
 	journal journal.Journal
 	cat     *projection.Catalogue
+	views   *projection.Runner // feeds all views; nil before Start
+	follows *follower          // set if another process writes
+	health  health
 	loop    *eventLoop
 	courier *courier
 	traces  *bridge[Trace]
 	fails   *bridge[ShardResult]
-	top     topLevel
+	top     atomic.Pointer[topLevel]
 
 	ctx    context.Context // of all work that callers share
 	cancel context.CancelFunc
@@ -248,8 +260,10 @@ func NewDAGStore(cfg Config) (*DAGStore, error) {
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.mu.hot = make(map[shard.Key]*live)
 	d.mu.registering = make(map[shard.Key]*registration)
-	d.top.init(d, cfg.TopLevelIndex)
-	d.TopLevelIndex = d.top.index
+	d.top.Store(newTopLevel(d, cfg.TopLevelIndex))
+	if d.TopLevelIndex = cfg.TopLevelIndex; d.TopLevelIndex == nil {
+		d.TopLevelIndex = currentIndex{d}
+	}
 	d.courier = newCourier()
 	d.traces = newBridge(cfg.TraceCh)
 	d.fails = newBridge(cfg.FailureCh)
@@ -264,7 +278,11 @@ func (d *DAGStore) Start(ctx context.Context) error {
 		return errors.New("dagstore: Start was called before, or after Close")
 	}
 	if err := d.recoverState(ctx); err != nil {
+		d.health.end(fmt.Errorf("%w: %w", errNotStartedWell, err))
 		d.phase.Store(phaseClosing)
+		if d.views != nil {
+			err = errors.Join(err, d.views.Close())
+		}
 		if d.journal != nil {
 			err = errors.Join(err, d.journal.Close())
 		}
@@ -274,7 +292,7 @@ func (d *DAGStore) Start(ctx context.Context) error {
 	d.phase.Store(phaseRunning)
 	d.loop.start()
 	d.resume()
-	d.top.start()
+	d.views.Start()
 	return nil
 }
 
@@ -301,8 +319,8 @@ func (d *DAGStore) recoverState(ctx context.Context) error {
 	default:
 		d.journal = journal.NewMemory()
 	}
-	if err := d.cat.Load(contextJournal{d.journal, ctx}); err != nil {
-		return fmt.Errorf("dagstore: replay: %w", err)
+	if err := d.recoverViews(ctx); err != nil {
+		return err
 	}
 	if namespaced != nil && d.cfg.ShardRepo == nil {
 		if err := d.adoptLegacy(ctx, namespaced); err != nil {
@@ -314,19 +332,29 @@ func (d *DAGStore) recoverState(ctx context.Context) error {
 	return d.sweepAtStart()
 }
 
-// contextJournal ends a replay with its context.
-type contextJournal struct {
-	journal.Journal
-	ctx context.Context
-}
-
-func (j contextJournal) Replay(seq uint64, visit func(*journal.Batch) error) error {
-	return j.Journal.Replay(seq, func(b *journal.Batch) error {
-		if err := j.ctx.Err(); err != nil {
-			return err
-		}
-		return visit(b)
+// recoverViews makes the runner of the views and the catalogue's state.
+func (d *DAGStore) recoverViews(ctx context.Context) error {
+	d.views = projection.NewRunner(d.journal, d.cat, projection.Options{
+		FS: d.cfg.fs, Dir: d.cfg.CheckpointDir, ReadOnly: d.follows != nil,
+		Policy: d.cfg.Checkpoints, Retention: d.cfg.Retention, Logger: d.log,
+		Spawn: func(f func()) { d.loop.spawn(f) },
 	})
+	for _, v := range append([]projection.View{d.top.Load()}, d.cfg.Views...) {
+		if err := d.views.Add(v); err != nil {
+			return fmt.Errorf("dagstore: %w", err)
+		}
+	}
+	rec, err := d.views.Recover(ctx)
+	if err != nil {
+		return fmt.Errorf("dagstore: replay: %w", err)
+	}
+	for _, c := range rec.Ignored {
+		d.log.Warn("start: a checkpoint is not used", "file", c.File, "why", c.Why)
+	}
+	d.health.Lock()
+	d.health.recovery = rec
+	d.health.Unlock()
+	return nil
 }
 
 // check returns an error unless requests are served.
@@ -362,12 +390,12 @@ func (d *DAGStore) Close() error {
 		return nil
 	}
 	d.loop.shutdown()
+	err := d.views.Close()
 	d.waitForJobs()
-	d.top.wait()
 	d.courier.close()
 	d.traces.close()
 	d.fails.close()
-	err := d.journal.Close()
+	err = errors.Join(err, d.journal.Close())
 	close(d.closed)
 	return err
 }

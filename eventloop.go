@@ -382,9 +382,9 @@ func (e *eventLoop) step(lv *live, req *request) {
 		r := &out.Replies[i]
 		if req != nil && r.Ticket == req.ticket {
 			answered = true
-			e.answer(req, r, lv, 0)
+			e.answer(req, r, lv, durable{})
 		} else if p := e.parked[r.Ticket]; p != nil {
-			e.answer(p, r, lv, 0)
+			e.answer(p, r, lv, durable{})
 		} else if r.Accessor { // its caller left
 			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})
 		}
@@ -393,7 +393,7 @@ func (e *eventLoop) step(lv *live, req *request) {
 		e.park(req)
 	}
 	for i := range out.Effects {
-		e.effect(lv, &out.Effects[i], 0)
+		e.effect(lv, &out.Effects[i], durable{})
 	}
 	e.rest(lv)
 }

@@ -57,7 +57,7 @@ func (p *pool) next(e *eventLoop) {
 }
 
 // effect does what a step wants.
-func (e *eventLoop) effect(lv *live, eff *fsm.Effect, seq uint64) {
+func (e *eventLoop) effect(lv *live, eff *fsm.Effect, at durable) {
 	switch eff.Kind {
 	case fsm.StartJob:
 		e.startJob(lv, eff)
@@ -69,8 +69,8 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, seq uint64) {
 	case fsm.NotifyFailure:
 		e.d.fails.send(ShardResult{Key: lv.key, Error: eff.Cause})
 	case fsm.Sweep:
-		e.d.top.leave(lv.key)
-		lv.sweep = &sweepOrder{ticket: eff.Ticket, seq: seq}
+		e.d.top.Load().leave(lv.key)
+		lv.sweep = &sweepOrder{ticket: eff.Ticket, at: at}
 		e.endJobThenSweep(lv)
 	}
 }
@@ -522,7 +522,7 @@ func (j *job) index(ctx context.Context) *completion {
 	if err != nil {
 		return &completion{err: err}
 	}
-	if err := j.d.top.add(ctx, j, mhs); err != nil {
+	if err := j.d.top.Load().add(ctx, j, mhs); err != nil {
 		return &completion{err: fmt.Errorf("failed to add shard to the top-level index: %w", err)}
 	}
 	return &completion{info: info}
@@ -603,7 +603,7 @@ func (e *eventLoop) startSweep(lv *live) {
 		j.sweep()
 		e.complete(input{ctl: func() {
 			if req := e.parked[order.ticket]; req != nil {
-				e.answer(req, &fsm.Reply{Ticket: order.ticket}, lv, order.seq)
+				e.answer(req, &fsm.Reply{Ticket: order.ticket}, lv, order.at)
 			}
 		}})
 	})
@@ -614,7 +614,7 @@ func (e *eventLoop) startSweep(lv *live) {
 func (j *job) sweep() {
 	d := j.d
 	var errs []error
-	errs = append(errs, d.guarded("the top-level index", func() error { return d.top.sweep(d.ctx, j.key) }))
+	errs = append(errs, d.guarded("the top-level index", func() error { return d.top.Load().sweep(d.ctx, j.key) }))
 	errs = append(errs, d.guarded("the index repository", func() error { return d.indices.drop(j.key, j.gen) }))
 	errs = append(errs, mount.RemoveCopy(d.cfg.fs, d.cfg.TransientsDir, mount.CopyName(j.gen, j.key.String())))
 	if err := errors.Join(errs...); err != nil {

@@ -56,7 +56,7 @@ type live struct {
 
 type sweepOrder struct {
 	ticket fsm.Ticket
-	seq    uint64
+	at     durable
 }
 
 // retained is a mount that was given as an object in this process.

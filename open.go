@@ -12,6 +12,7 @@ import (
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/mount"
+	"github.com/dagstore/dagstore/projection"
 )
 
 // Option configures Open.
@@ -44,6 +45,21 @@ func WithJournalOptions(o journal.FileOptions) Option {
 	return func(c *openConfig) error { c.file = o; return nil }
 }
 
+// WithView registers a view of the journal: see package projection.
+func WithView(v projection.View) Option {
+	return func(c *openConfig) error { c.Views = append(c.Views, v); return nil }
+}
+
+// WithCheckpoints says how often checkpoints are made.
+func WithCheckpoints(p projection.CheckpointPolicy) Option {
+	return func(c *openConfig) error { c.Checkpoints = p; return nil }
+}
+
+// WithRetention says how much of the journal is kept.
+func WithRetention(r projection.Retention) Option {
+	return func(c *openConfig) error { c.Retention = r; return nil }
+}
+
 // withFS puts everything on another file system, for tests.
 func withFS(fsys fsio.FS) Option {
 	return func(c *openConfig) error { c.fs = fsys; return nil }
@@ -51,9 +67,10 @@ func withFS(fsys fsio.FS) Option {
 
 // Open opens the store in dir, or makes one, and starts it. Everything is under dir:
 //
-//	journal/   the log of shard events, and the lock that one process holds
-//	index/     shard indices
-//	copies/    local copies of shards that cannot be read in place
+//	journal/      the log of shard events, and the lock that one process holds
+//	index/        shard indices
+//	copies/       local copies of shards that cannot be read in place
+//	checkpoints/  states of the views, which spare a start the replay up to there
 //
 // Errors wrap journal.ErrLocked if another process has the store open,
 // journal.ErrNewerFormat if a newer release wrote it, and *journal.DamageError if
@@ -87,7 +104,7 @@ func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
 		return nil, err
 	}
 	c.Journal = j
-	for _, sub := range []string{"index", "copies"} {
+	for _, sub := range []string{"index", "copies", "checkpoints"} {
 		if err := noLink(c.fs, filepath.Join(dir, sub)); err != nil {
 			return nil, errors.Join(err, j.Close())
 		}
@@ -101,6 +118,9 @@ func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
 	}
 	if c.TransientsDir == "" {
 		c.TransientsDir = filepath.Join(dir, "copies")
+	}
+	if c.CheckpointDir == "" {
+		c.CheckpointDir = filepath.Join(dir, "checkpoints")
 	}
 	d, err := NewDAGStore(c.Config)
 	if err != nil {

@@ -17,8 +17,12 @@ type ShardResult struct {
 	Error error
 	// Accessor is set by a successful acquire only. The receiver must close it.
 	Accessor *ShardAccessor
-	// Seq is the journal position at which a mutation became durable; 0 otherwise.
+	// Seq is the sequence number of the event that made a mutation durable; 0 otherwise.
 	Seq uint64
+	// Position is the journal position that holds Seq, and with it all that became
+	// durable in one step; zero otherwise. Its Token lets another process, or a later
+	// one, read this write: see AtLeast.
+	Position Position
 }
 
 // RegisterOpts are the options of a registration.

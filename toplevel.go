@@ -2,26 +2,38 @@ package dagstore
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
-
-	mh "github.com/multiformats/go-multihash"
+	"sync/atomic"
 
 	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/projection"
 	"github.com/dagstore/dagstore/shard"
 )
 
-// topLevel keeps the top-level index in step with the catalogue: entries are added
-// before a shard becomes available and removed when it is destroyed, and lookups
-// show available shards only, so that the index is never ahead of the catalogue.
+// TopLevelView is the name of the view that maps multihashes to shards.
+const TopLevelView = "top-level"
+
+// topLevel is the view that maps multihashes to shards: the second one, after the
+// catalogue. It may lag and says so; it is never ahead of the catalogue, because what
+// is found in it is held against the catalogue before it is told.
+//
+// The entries of a shard are there before the event that makes it available: the job
+// that built the index adds them, having the multihashes at hand, and the event finds
+// that done. Where that job was not of this process, or the view is being made anew,
+// the event takes them from the shard's index.
 type topLevel struct {
 	d     *DAGStore
 	index index.Inverted
-	mine  bool          // in memory: rebuilt at start
-	ready chan struct{} // closed when the rebuild is done
-	mu    sync.Mutex    // one change of one shard at a time
-	wg    sync.WaitGroup
+	mine  bool       // in memory: empty at the start of the process
+	again bool       // made to fill a given index anew
+	mu    sync.Mutex // one change of one shard at a time
+
+	pos atomic.Pointer[journal.Position]
 
 	// leaving holds the keys whose former life may still have entries. Whoever comes
 	// first removes them: the sweep of that life, or the next life before it adds its
@@ -30,53 +42,150 @@ type topLevel struct {
 		sync.Mutex
 		keys map[shard.Key]struct{}
 	}
+	// known says what jobs did ahead of their events, and what is missing.
+	known struct {
+		sync.Mutex
+		// added holds the generations whose entries are there before their event.
+		added   map[uint64]struct{}
+		missing map[shard.Key]error
+	}
 }
 
-func (t *topLevel) init(d *DAGStore, given index.Inverted) {
-	t.d, t.index, t.ready = d, given, make(chan struct{})
-	t.leaving.keys = make(map[shard.Key]struct{})
+var (
+	_ projection.View      = (*topLevel)(nil)
+	_ projection.Rebuilder = (*topLevel)(nil)
+)
+
+func newTopLevel(d *DAGStore, given index.Inverted) *topLevel {
+	t := &topLevel{d: d, index: given}
 	if given == nil {
 		t.index, t.mine = index.NewMemoryInverted(), true
 	}
+	t.pos.Store(new(journal.Position))
+	t.leaving.keys = make(map[shard.Key]struct{})
+	t.known.added = make(map[uint64]struct{})
+	t.known.missing = make(map[shard.Key]error)
+	return t
 }
 
-// start rebuilds an index that is in memory, beside everything else.
-func (t *topLevel) start() {
-	snap := t.d.cat.Snapshot()
-	if !t.mine || snap.Count(shard.Available) == 0 {
-		close(t.ready)
+// Name implements [projection.View].
+func (t *topLevel) Name() string { return TopLevelView }
+
+// Version implements [projection.View].
+func (t *topLevel) Version() uint32 { return 1 }
+
+// Position implements [projection.View].
+func (t *topLevel) Position() journal.Position { return *t.pos.Load() }
+
+// Fresh implements [projection.Rebuilder]. An index in memory is made anew; one that
+// was given is filled anew, in place.
+func (t *topLevel) Fresh() (projection.View, error) {
+	if t.mine {
+		return newTopLevel(t.d, nil), nil
+	}
+	f := newTopLevel(t.d, t.index)
+	f.again = true
+	return f, nil
+}
+
+// Seed adds every shard that is available in the catalogue's state s from its index, in
+// place of all events up to there. An index that was given is taken to hold them.
+func (t *topLevel) Seed(ctx context.Context, s *projection.Snapshot) error {
+	if t.mine || t.again {
+		var err error
+		s.All(func(rec *projection.Record) bool {
+			if rec.Life() == shard.Available {
+				err = t.enter(ctx, rec)
+			}
+			return err == nil && ctx.Err() == nil
+		})
+		if err = errors.Join(err, ctx.Err()); err != nil {
+			return err
+		}
+	}
+	pos := s.Position()
+	t.pos.Store(&pos)
+	return nil
+}
+
+// Apply implements [projection.View]. Applying a batch again comes to the same.
+func (t *topLevel) Apply(b *journal.Batch) error {
+	if b.End.Seq <= t.Position().Seq {
+		return nil
+	}
+	for i := range b.Events {
+		if err := t.apply(&b.Events[i]); err != nil {
+			return fmt.Errorf("shard %q, event %d: %w", b.Events[i].Key, b.Events[i].Seq, err)
+		}
+	}
+	t.pos.Store(&b.End)
+	return nil
+}
+
+func (t *topLevel) apply(e *shard.Event) error {
+	switch e.Kind {
+	case shard.EventIndexed:
+		if t.wasAdded(e.Gen) {
+			return nil
+		}
+		rec := t.d.cat.Get(e.Key)
+		if rec == nil || rec.Gen() != e.Gen || rec.Life() != shard.Available {
+			return nil // there are later events of the shard
+		}
+		return t.enter(t.d.ctx, rec)
+	case shard.EventDestroyed:
+		t.lacks(e.Key, nil)
+		return t.forget(t.d.ctx, e)
+	}
+	return nil
+}
+
+// wasAdded says, once, that a job has added the entries of a generation.
+func (t *topLevel) wasAdded(gen uint64) bool {
+	t.known.Lock()
+	defer t.known.Unlock()
+	_, ok := t.known.added[gen]
+	delete(t.known.added, gen)
+	return ok
+}
+
+// lacks notes that the entries of an available shard are missing, or no longer.
+func (t *topLevel) lacks(key shard.Key, err error) {
+	t.known.Lock()
+	defer t.known.Unlock()
+	if err == nil {
+		delete(t.known.missing, key)
 		return
 	}
-	t.wg.Go(func() {
-		defer close(t.ready)
-		if err := t.rebuild(t.d.ctx, snap); err != nil && t.d.ctx.Err() == nil {
-			t.d.log.Error("top-level index: some shards are missing until they are acquired or recovered", "err", err)
-		}
-	})
+	t.known.missing[key] = err
 }
 
-func (t *topLevel) wait() { t.wg.Wait() }
-
-// rebuild adds every available shard from its index.
-func (t *topLevel) rebuild(ctx context.Context, snap *projection.Snapshot) error {
-	missing := 0
-	var first error
-	snap.All(func(rec *projection.Record) bool {
-		if rec.Life() != shard.Available {
-			return true
-		}
-		if err := t.addRecorded(ctx, rec); err != nil {
-			if missing++; first == nil {
-				first = fmt.Errorf("shard %q: %w", rec.Key(), err)
-			}
-			t.d.loop.complete(input{ctl: func() { t.d.loop.mend(rec, err) }})
-		}
-		return ctx.Err() == nil
-	})
-	if missing > 0 {
-		return fmt.Errorf("%d shards, the first: %w", missing, first)
+// Lacking says what the view does not show although it is as far as its position.
+func (t *topLevel) Lacking() error {
+	t.known.Lock()
+	defer t.known.Unlock()
+	n := len(t.known.missing)
+	if n == 0 {
+		return nil
 	}
-	return ctx.Err()
+	key := slices.MinFunc(slices.Collect(maps.Keys(t.known.missing)), shard.Key.Compare)
+	return fmt.Errorf("%d shards are missing until their indices are built again, among them %q: %w", n, key, t.known.missing[key])
+}
+
+// enter adds an available shard from its index. If that is missing or damaged it is
+// to be built again, which ends in another event; the view goes on without.
+func (t *topLevel) enter(ctx context.Context, rec *projection.Record) error {
+	err := t.addRecorded(ctx, rec)
+	var damaged *index.DamagedError
+	if err != nil && (errors.As(err, &damaged) || errors.Is(err, index.ErrNotFound)) {
+		t.lacks(rec.Key(), err)
+		t.d.loop.complete(input{ctl: func() { t.d.loop.mend(rec, err) }})
+		return nil
+	}
+	if err == nil {
+		t.lacks(rec.Key(), nil)
+	}
+	return err
 }
 
 func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) error {
@@ -90,6 +199,9 @@ func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) erro
 		return err
 	}
 	defer done()
+	if err := t.removeLocked(ctx, rec.Key()); err != nil {
+		return err
+	}
 	return t.index.AddMultihashesForShard(ctx, it, rec.Key())
 }
 
@@ -105,7 +217,13 @@ func (t *topLevel) add(ctx context.Context, j *job, it index.MultihashIterator) 
 			return err
 		}
 	}
-	return t.index.AddMultihashesForShard(ctx, it, j.key)
+	if err := t.index.AddMultihashesForShard(ctx, it, j.key); err != nil {
+		return err
+	}
+	t.known.Lock()
+	defer t.known.Unlock()
+	t.known.added[j.gen] = struct{}{}
+	return nil
 }
 
 // leave notes that a life of key is over. It does not wait for the index.
@@ -134,6 +252,25 @@ func (t *topLevel) sweep(ctx context.Context, key shard.Key) error {
 	return t.removeLocked(ctx, key)
 }
 
+// forget removes the entries of a life that is over, unless a job has put those of the
+// next in their place.
+func (t *topLevel) forget(ctx context.Context, e *shard.Event) error {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	t.wasAdded(e.Gen)
+	if now := t.d.cat.Get(e.Key); now != nil && t.isAdded(now.Gen()) {
+		return nil
+	}
+	return t.removeLocked(ctx, e.Key)
+}
+
+func (t *topLevel) isAdded(gen uint64) bool {
+	t.known.Lock()
+	defer t.known.Unlock()
+	_, ok := t.known.added[gen]
+	return ok
+}
+
 // removeLocked removes all entries of key, or leaves them to the next who tries.
 func (t *topLevel) removeLocked(ctx context.Context, key shard.Key) error {
 	r, ok := t.index.(index.Remover)
@@ -145,32 +282,4 @@ func (t *topLevel) removeLocked(ctx context.Context, key shard.Key) error {
 		t.leave(key)
 	}
 	return err
-}
-
-// ShardsContainingMultihash returns the available shards that hold a block, or an
-// error that wraps go-datastore's ErrNotFound if there is none. While the index is
-// being rebuilt after a start it waits, as long as ctx allows.
-func (d *DAGStore) ShardsContainingMultihash(ctx context.Context, h mh.Multihash) ([]shard.Key, error) {
-	if err := d.check(); err != nil {
-		return nil, err
-	}
-	select {
-	case <-d.top.ready:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("the top-level index is being rebuilt: %w", ctx.Err())
-	}
-	keys, err := d.top.index.GetShardsForMultihash(ctx, h)
-	if err != nil {
-		return nil, err
-	}
-	kept := make([]shard.Key, 0, len(keys))
-	for _, k := range keys {
-		if rec := d.cat.Get(k); rec != nil && rec.Life() == shard.Available {
-			kept = append(kept, k)
-		}
-	}
-	if len(kept) == 0 {
-		return nil, fmt.Errorf("no available shard holds %s: %w", h.B58String(), errNoShard)
-	}
-	return kept, nil
 }

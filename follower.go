@@ -1,0 +1,3 @@
+package dagstore
+
+type follower struct{}

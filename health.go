@@ -1,0 +1,247 @@
+package dagstore
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/dagstore/dagstore/projection"
+)
+
+// HealthState sums up how a store is.
+type HealthState uint8
+
+const (
+	// HealthStarting: not started yet, or recovering its state.
+	HealthStarting HealthState = iota
+	// HealthReady: everything is shown and everything can be changed.
+	HealthReady
+	// HealthCatchingUp: a view applies what it missed.
+	HealthCatchingUp
+	// HealthRebuilding: a view is being made anew; the former is served meanwhile.
+	HealthRebuilding
+	// HealthStalled: a view cannot apply an event. The store goes on; what that view
+	// shows gets older.
+	HealthStalled
+	// HealthReadOnly: the journal cannot be written. Accessors, and acquires of
+	// available shards, go on; reopen the store.
+	HealthReadOnly
+	// HealthClosed: closed, or it could not be started.
+	HealthClosed
+)
+
+var healthNames = [...]string{"starting", "ready", "catching up", "rebuilding", "stalled", "read-only", "closed"}
+
+func (s HealthState) String() string {
+	if int(s) < len(healthNames) {
+		return healthNames[s]
+	}
+	return "invalid"
+}
+
+// MarshalText encodes the state as its name.
+func (s HealthState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// Health is how a store is at one moment. State is the gravest of what there is; the
+// rest says all of it.
+type Health struct {
+	State HealthState
+	// Since is when State began, as far as Health was asked for or a change was noticed.
+	Since time.Time
+	// Cause is why State is stalled, read-only or closed; else nil.
+	Cause error
+	// Head is the end of the journal.
+	Head Position
+	// Views are the catalogue and the others, with what they show.
+	Views []Freshness
+	// ReadOnly is why the journal cannot be written, or nil. For a follower, which
+	// never writes, it stays nil.
+	ReadOnly error
+	// Follower: the store follows the journal of another process.
+	Follower bool
+	// Recovery is what the start found.
+	Recovery projection.Recovery
+	// Views' checkpoints and the removal of old segments, counted.
+	Checkpoints projection.RunnerStats
+}
+
+// Live says that the process is worth keeping: the store was not closed.
+func (h Health) Live() bool { return h.State != HealthClosed }
+
+// Ready says that requests are served with the freshness that is promised: not
+// before the start is done, and not while a view is behind for good.
+func (h Health) Ready() bool {
+	switch h.State {
+	case HealthReady, HealthRebuilding, HealthReadOnly:
+		return true
+	case HealthCatchingUp:
+		for _, f := range h.Views {
+			if f.State != projection.Live && f.LagFor > readyLag {
+				return false
+			}
+		}
+		return true
+	}
+	return false
+}
+
+// readyLag is how long a view may be behind in a store that is ready.
+const readyLag = time.Second
+
+// health remembers since when the store is how it is.
+type health struct {
+	sync.Mutex
+	state HealthState
+	since time.Time
+	ended error // why it could not be started, or ErrClosed
+
+	readOnly error
+	recovery projection.Recovery
+}
+
+// setReadOnly notes why the journal takes no more events.
+func (h *health) setReadOnly(err error) {
+	h.Lock()
+	defer h.Unlock()
+	h.readOnly = err
+}
+
+func (h *health) end(err error) {
+	h.Lock()
+	defer h.Unlock()
+	if h.ended == nil {
+		h.ended = err
+	}
+}
+
+// Health says how the store is. It may be asked at any time, before Start and after
+// Close too, and waits for nothing.
+func (d *DAGStore) Health() Health {
+	h := Health{Follower: d.follows != nil}
+	running := d.phase.Load() == phaseRunning
+	if running {
+		h.Views, h.Head, h.Checkpoints = d.views.All(), d.views.Head(), d.views.Stats()
+	}
+	d.health.Lock()
+	defer d.health.Unlock()
+	h.ReadOnly, h.Recovery = d.health.readOnly, d.health.recovery
+	h.State, h.Cause = d.health.judge(running, d.phase.Load() == phaseClosing, h.Views)
+	if now := time.Now(); d.health.since.IsZero() || d.health.state != h.State {
+		d.health.state, d.health.since = h.State, now
+	}
+	h.Since = d.health.since
+	return h
+}
+
+// judge finds the gravest of what there is. It needs the lock.
+func (h *health) judge(running, closing bool, views []Freshness) (HealthState, error) {
+	switch {
+	case closing || h.ended != nil:
+		if h.ended == nil {
+			return HealthClosed, ErrClosed
+		}
+		return HealthClosed, h.ended
+	case !running:
+		return HealthStarting, nil
+	case h.readOnly != nil:
+		return HealthReadOnly, h.readOnly
+	}
+	state, cause := HealthReady, error(nil)
+	for _, f := range views {
+		s := healthOf(f)
+		if s > state {
+			state, cause = s, nil
+			if s == HealthStalled {
+				cause = fmt.Errorf("view %q: %w", f.View, f.Err)
+			}
+		}
+	}
+	return state, cause
+}
+
+func healthOf(f Freshness) HealthState {
+	switch f.State {
+	case projection.Stalled:
+		return HealthStalled
+	case projection.Rebuilding:
+		return HealthRebuilding
+	case projection.Starting, projection.CatchingUp:
+		return HealthCatchingUp
+	}
+	return HealthReady
+}
+
+// String is a line for people, and one for each view.
+func (h Health) String() string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "%s at event %d", h.State, h.Head.Seq)
+	if h.Follower {
+		b.WriteString(", following")
+	}
+	if h.Cause != nil {
+		fmt.Fprintf(&b, ": %q", h.Cause.Error())
+	}
+	b.WriteString("\n")
+	for _, f := range h.Views {
+		fmt.Fprintf(&b, "  %s\n", f)
+	}
+	return b.String()
+}
+
+// MarshalJSON encodes health for monitoring; errors are their text.
+func (h Health) MarshalJSON() ([]byte, error) {
+	text := func(err error) string {
+		if err == nil {
+			return ""
+		}
+		return err.Error()
+	}
+	views := make([]FreshnessJSON, len(h.Views))
+	for i, f := range h.Views {
+		views[i] = FreshnessAsJSON(f)
+	}
+	return json.Marshal(struct {
+		State    HealthState     `json:"state"`
+		Since    time.Time       `json:"since"`
+		Live     bool            `json:"live"`
+		Ready    bool            `json:"ready"`
+		Cause    string          `json:"cause,omitempty"`
+		Head     uint64          `json:"head"`
+		Position string          `json:"position"`
+		Follower bool            `json:"follower,omitempty"`
+		ReadOnly string          `json:"readOnly,omitempty"`
+		Views    []FreshnessJSON `json:"views"`
+	}{h.State, h.Since, h.Live(), h.Ready(), text(h.Cause), h.Head.Seq, h.Head.Token(), h.Follower, text(h.ReadOnly), views})
+}
+
+// FreshnessJSON is the form in which freshness is told to programs.
+type FreshnessJSON struct {
+	View string `json:"view"`
+	// State is starting, catching up, live, stalled, rebuilding or ended.
+	State projection.State `json:"state"`
+	// Applied and Head are sequence numbers, Position the token of Applied.
+	Applied  uint64 `json:"applied"`
+	Head     uint64 `json:"head"`
+	Position string `json:"position"`
+	// Lag is in events, LagSeconds since when the first of them is durable.
+	Lag        uint64  `json:"lag"`
+	LagSeconds float64 `json:"lagSeconds"`
+	Error      string  `json:"error,omitempty"`
+}
+
+// FreshnessAsJSON returns f in the form for programs.
+func FreshnessAsJSON(f Freshness) FreshnessJSON {
+	j := FreshnessJSON{
+		View: f.View, State: f.State, Applied: f.Applied.Seq, Head: f.Head.Seq, Position: f.Applied.Token(),
+		Lag: f.Lag, LagSeconds: f.LagFor.Seconds(),
+	}
+	if f.Err != nil {
+		j.Error = f.Err.Error()
+	}
+	return j
+}
+
+var errNotStartedWell = errors.New("the store could not be started")

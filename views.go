@@ -1,0 +1,262 @@
+package dagstore
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	mh "github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/journal"
+	"github.com/dagstore/dagstore/projection"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// What is known of the store is a set of views of its journal: the catalogue, the
+// top-level index, and those that were registered with [WithView]. Every answer of a
+// view says how fresh it is, and who asks says how fresh it has to be.
+
+// CatalogueView is the name of the view that maps keys to states.
+const CatalogueView = "catalogue"
+
+// The vocabulary of packages journal and projection, for those who import this one only.
+type (
+	// Position names a prefix of the journal; its Token is for other processes.
+	Position = journal.Position
+	// Consistency says how fresh an answer has to be.
+	Consistency = projection.Consistency
+	// Freshness says how fresh an answer is.
+	Freshness = projection.Freshness
+	// NotFreshError says that a view did not become fresh enough in time.
+	NotFreshError = projection.NotFreshError
+)
+
+// Any is answered at once. See [projection.Any].
+func Any() Consistency { return projection.Any() }
+
+// AtLeast is answered when p is shown. See [projection.AtLeast].
+func AtLeast(p Position) Consistency { return projection.AtLeast(p) }
+
+// AtLeastSeq is answered when event seq is shown. See [projection.AtLeastSeq].
+func AtLeastSeq(seq uint64) Consistency { return projection.AtLeastSeq(seq) }
+
+// Latest is answered when all is shown that was durable when it was asked for.
+func Latest() Consistency { return projection.Latest() }
+
+// Within is answered when the view is behind for d at most.
+func Within(d time.Duration) Consistency { return projection.Within(d) }
+
+// AsOf is the state at exactly p. See [projection.AsOf].
+func AsOf(p Position) Consistency { return projection.AsOf(p) }
+
+// ParsePosition reads a position's token. Errors wrap [ErrBadToken].
+func ParsePosition(token string) (Position, error) { return journal.ParseToken(token) }
+
+var (
+	// ErrNotFresh is what every NotFreshError is.
+	ErrNotFresh = projection.ErrNotFresh
+	// ErrNoPosition is returned for a consistency that lacks its position.
+	ErrNoPosition = projection.ErrNoPosition
+	// ErrUnknownView is returned for a name under which no view is registered.
+	ErrUnknownView = projection.ErrUnknownView
+	// ErrFuturePosition is returned for a position beyond the journal.
+	ErrFuturePosition = journal.ErrFuturePosition
+	// ErrForeignPosition is returned for a position of another journal.
+	ErrForeignPosition = journal.ErrForeignPosition
+	// ErrCompacted is returned for history that is no longer kept.
+	ErrCompacted = journal.ErrCompacted
+	// ErrBadToken is returned for a token that cannot be read.
+	ErrBadToken = journal.ErrBadToken
+)
+
+// Position returns the position that the catalogue shows.
+func (d *DAGStore) Position() Position { return d.cat.Position() }
+
+// Freshness says how fresh a view is.
+func (d *DAGStore) Freshness(view string) (Freshness, error) {
+	if err := d.check(); err != nil {
+		return Freshness{}, err
+	}
+	return d.views.Freshness(view)
+}
+
+// Views says how fresh every view is: the catalogue, the top-level index, and then the
+// others in the order of their registration.
+func (d *DAGStore) Views() []Freshness {
+	if d.check() != nil {
+		return nil
+	}
+	return d.views.All()
+}
+
+// WaitFor waits until a view is as fresh as c asks for. It waits as long as ctx and
+// c allow, by default 5 s, and then returns a *[NotFreshError].
+func (d *DAGStore) WaitFor(ctx context.Context, view string, c Consistency) (Freshness, error) {
+	if err := d.check(); err != nil {
+		return Freshness{}, err
+	}
+	f, err := d.views.Wait(ctx, view, c)
+	return f, ended(err)
+}
+
+// ReadView waits like WaitFor and returns what the view published last, or the view
+// itself if it publishes nothing.
+func (d *DAGStore) ReadView(ctx context.Context, view string, c Consistency) (any, Freshness, error) {
+	if err := d.check(); err != nil {
+		return nil, Freshness{}, err
+	}
+	v, f, err := d.views.Read(ctx, view, c)
+	return v, f, ended(err)
+}
+
+// ended turns the views' end into the store's.
+func ended(err error) error {
+	if errors.Is(err, projection.ErrEnded) {
+		return fmt.Errorf("%w: %w", ErrClosed, err)
+	}
+	return err
+}
+
+// RebuildView makes a view anew from the journal, and the top-level index from the
+// shard indices, beside the one in use, which is served meanwhile. It returns when
+// the new one is in use. A view that is stalled goes on with it.
+func (d *DAGStore) RebuildView(ctx context.Context, view string) error {
+	if err := d.check(); err != nil {
+		return err
+	}
+	if err := d.views.Rebuild(ctx, view); err != nil {
+		return ended(err)
+	}
+	if view != TopLevelView {
+		return nil
+	}
+	v, _, err := d.views.Read(ctx, view, Any())
+	if err != nil {
+		return ended(err)
+	}
+	d.top.Store(v.(*topLevel))
+	return nil
+}
+
+// Checkpoint saves the views that live in memory, so that the next start replays
+// nothing before it, and removes the segments that nothing needs any more. It is
+// done every so often of itself.
+func (d *DAGStore) Checkpoint(ctx context.Context) error {
+	if err := d.check(); err != nil {
+		return err
+	}
+	return ended(d.views.Checkpoint(ctx))
+}
+
+// Catalogue returns the state of all shards as fresh as c asks for, or with [AsOf] as
+// it was at a position. It never changes.
+func (d *DAGStore) Catalogue(ctx context.Context, c Consistency) (*projection.Snapshot, Freshness, error) {
+	if err := d.check(); err != nil {
+		return nil, Freshness{}, err
+	}
+	s, f, err := d.views.SnapshotFor(ctx, c)
+	return s, f, ended(err)
+}
+
+// CatalogueAt returns the state of all shards after event seq, and after those that
+// became durable in one step with it: the snapshot's Position says which. It reads a
+// checkpoint and replays what follows, so its cost is that of a start. Errors wrap
+// [ErrFuturePosition] and [ErrCompacted].
+func (d *DAGStore) CatalogueAt(ctx context.Context, seq uint64) (*projection.Snapshot, error) {
+	if err := d.check(); err != nil {
+		return nil, err
+	}
+	s, err := d.views.CatalogueAt(ctx, seq)
+	return s, ended(err)
+}
+
+// Check holds the store to its journal: the catalogue, and every checkpoint, against a
+// replay, by digest. The report says where they differ. The store goes on meanwhile;
+// the replay takes the time and memory of a start.
+func (d *DAGStore) Check(ctx context.Context) (projection.CheckReport, error) {
+	if err := d.check(); err != nil {
+		return projection.CheckReport{}, err
+	}
+	rep, err := d.views.Check(ctx)
+	return rep, ended(err)
+}
+
+// NoShardError says that no available shard held a block as of a position. It is a
+// go-datastore ErrNotFound.
+type NoShardError struct {
+	Multihash mh.Multihash
+	// AsOf is how fresh the answer is: shards that became available after
+	// AsOf.Applied were not looked at.
+	AsOf Freshness
+}
+
+func (e *NoShardError) Error() string {
+	return fmt.Sprintf("no available shard holds %s as of event %d of %d: %v", e.Multihash.B58String(), e.AsOf.Applied.Seq, e.AsOf.Head.Seq, errNoShard)
+}
+
+func (e *NoShardError) Unwrap() error { return errNoShard }
+
+// FindShards returns the available shards that hold a block, according to a top-level
+// index that is as fresh as c asks for, and how fresh that is. If there is none the
+// error is a *[NoShardError], which says as of when. The past cannot be asked for:
+// the entries of shards that were destroyed are gone.
+func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency) ([]shard.Key, Freshness, error) {
+	if err := d.check(); err != nil {
+		return nil, Freshness{}, err
+	}
+	v, f, err := d.views.Read(ctx, TopLevelView, c)
+	if err != nil {
+		return nil, f, fmt.Errorf("find shards: %w", ended(err))
+	}
+	keys, err := v.(*topLevel).index.GetShardsForMultihash(ctx, h)
+	if err != nil && !errors.Is(err, errNoShard) {
+		return nil, f, err
+	}
+	kept := make([]shard.Key, 0, len(keys))
+	for _, k := range keys {
+		// What the view has not seen is another state of the shard, perhaps with other
+		// blocks.
+		if rec := d.cat.Get(k); rec != nil && rec.Life() == shard.Available && rec.Seq() <= f.Applied.Seq {
+			kept = append(kept, k)
+		}
+	}
+	if len(kept) == 0 {
+		return nil, f, &NoShardError{Multihash: h, AsOf: f}
+	}
+	return kept, f, nil
+}
+
+// ShardsContainingMultihash returns the available shards that hold a block, or an
+// error that wraps go-datastore's ErrNotFound if there is none. It is FindShards with
+// [Latest]: while the index is being rebuilt after a start it waits as long as ctx
+// allows, or for 5 s.
+func (d *DAGStore) ShardsContainingMultihash(ctx context.Context, h mh.Multihash) ([]shard.Key, error) {
+	keys, _, err := d.FindShards(ctx, h, Latest())
+	return keys, err
+}
+
+// currentIndex is the top-level index in use, whichever that is: one that is made anew
+// takes the place of the other.
+type currentIndex struct{ d *DAGStore }
+
+var (
+	_ index.Inverted = currentIndex{}
+	_ index.Remover  = currentIndex{}
+)
+
+func (c currentIndex) AddMultihashesForShard(ctx context.Context, it index.MultihashIterator, key shard.Key) error {
+	return c.d.top.Load().index.AddMultihashesForShard(ctx, it, key)
+}
+
+func (c currentIndex) GetShardsForMultihash(ctx context.Context, h mh.Multihash) ([]shard.Key, error) {
+	return c.d.top.Load().index.GetShardsForMultihash(ctx, h)
+}
+
+func (c currentIndex) RemoveShard(ctx context.Context, key shard.Key) error {
+	if r, ok := c.d.top.Load().index.(index.Remover); ok {
+		return r.RemoveShard(ctx, key)
+	}
+	return nil
+}
