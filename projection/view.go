@@ -8,8 +8,8 @@ import (
 // View is a fold over the journal. Apply is called by one goroutine at a time, with
 // batches that follow each other without a gap. Position may be called by any.
 //
-// What else a view can do it says by implementing [Publisher], [Saver], [Based] or
-// [Rebuilder].
+// What else a view can do it says by implementing [Publisher], [Saver], [Based],
+// [Rebuilder], [Successor] or [Lacker].
 type View interface {
 	// Name tells the view from others: 1 to 64 of a-z, 0-9 and '-'.
 	Name() string
@@ -17,7 +17,7 @@ type View interface {
 	// earlier version saved is not used.
 	Version() uint32
 	// Apply shows a batch: all of it, or nothing and an error. The error stops this
-	// view, visibly, and no other. A batch at or below Position changes nothing. The
+	// view, visibly, and no other; so does a panic. A batch at or below Position changes nothing. The
 	// events and their strings are valid only during the call.
 	Apply(b *journal.Batch) error
 	// Position is the prefix of the journal that the view shows. A view that keeps
@@ -37,7 +37,9 @@ type Publisher interface {
 	Publish() any
 }
 
-// Saver is a view in memory that the runner may checkpoint.
+// Saver is a view in memory that the runner may checkpoint. It has to be a
+// [Rebuilder] as well, because a checkpoint that cannot be restored leaves nothing
+// to go on with.
 type Saver interface {
 	View
 	// Freeze returns the position and a function that writes the state there, in
@@ -66,4 +68,21 @@ type Rebuilder interface {
 	View
 	// Fresh returns another view of the same name and version that shows nothing.
 	Fresh() (View, error)
+}
+
+// Successor is a [Rebuilder] that is told when it takes the place of the view that it
+// was made beside, as one that keeps its rows on disk has to be.
+type Successor interface {
+	Rebuilder
+	// Succeed is called once, with former in use for the last time, before readers see
+	// the new view. After an error, former stays in use.
+	Succeed(former View) error
+}
+
+// Lacker is a view that can go on although it lacks something.
+type Lacker interface {
+	View
+	// Lacking says what, for [Freshness.Err], or returns nil. It may be called by any
+	// goroutine and should be quick.
+	Lacking() error
 }
