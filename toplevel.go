@@ -54,6 +54,8 @@ type topLevel struct {
 var (
 	_ projection.View      = (*topLevel)(nil)
 	_ projection.Rebuilder = (*topLevel)(nil)
+	_ projection.Seeded    = (*topLevel)(nil)
+	_ projection.Successor = (*topLevel)(nil)
 )
 
 func newTopLevel(d *DAGStore, given index.Inverted) *topLevel {
@@ -86,6 +88,12 @@ func (t *topLevel) Fresh() (projection.View, error) {
 	f := newTopLevel(t.d, t.index)
 	f.again = true
 	return f, nil
+}
+
+// Succeed implements [projection.Successor].
+func (t *topLevel) Succeed(projection.View) error {
+	t.d.top.Store(t)
+	return nil
 }
 
 // Seed adds every shard that is available in the catalogue's state s from its index, in

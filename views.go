@@ -126,18 +126,7 @@ func (d *DAGStore) RebuildView(ctx context.Context, view string) error {
 	if err := d.check(); err != nil {
 		return err
 	}
-	if err := d.views.Rebuild(ctx, view); err != nil {
-		return ended(err)
-	}
-	if view != TopLevelView {
-		return nil
-	}
-	v, _, err := d.views.Read(ctx, view, Any())
-	if err != nil {
-		return ended(err)
-	}
-	d.top.Store(v.(*topLevel))
-	return nil
+	return ended(d.views.Rebuild(ctx, view))
 }
 
 // Checkpoint saves the views that live in memory, so that the next start replays

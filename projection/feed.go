@@ -294,9 +294,27 @@ func applyBatch(w View, pos journal.Position, b *journal.Batch) error {
 // errNotBased: a view needs history that was compacted away.
 var errNotBased = fmt.Errorf("%w: the view needs the history from the beginning", journal.ErrCompacted)
 
-// applyBase shows w, which shows nothing, the base of the journal if it has one, and
-// returns where w then is.
+// seed fills w, which shows nothing, from the catalogue.
+func (r *Runner) seed(ctx context.Context, w Seeded) (journal.Position, error) {
+	s := r.cat.Snapshot()
+	err := safely("Seed", func() error {
+		if err := w.Seed(ctx, s); err != nil {
+			return err
+		}
+		if got := w.Position(); got != s.Position() {
+			return fmt.Errorf("the view's Position is %v after it was seeded at %v", got, s.Position())
+		}
+		return nil
+	})
+	return s.Position(), err
+}
+
+// applyBase shows w, which shows nothing, the catalogue if it can begin there, or else
+// the base of the journal if it has one, and returns where w then is.
 func (r *Runner) applyBase(ctx context.Context, w View) (journal.Position, error) {
+	if s, ok := w.(Seeded); ok {
+		return r.seed(ctx, s)
+	}
 	c, ok := r.j.(journal.Compactor)
 	if !ok || c.Horizon() == (journal.Position{}) {
 		return journal.Position{}, nil

@@ -1,6 +1,8 @@
 package projection
 
 import (
+	"context"
+
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -85,4 +87,13 @@ type Lacker interface {
 	// Lacking says what, for [Freshness.Err], or returns nil. It may be called by any
 	// goroutine and should be quick.
 	Lacking() error
+}
+
+// Seeded is a view that can begin with a state of the catalogue in place of all events
+// up to there, because it keeps nothing of what is over.
+type Seeded interface {
+	View
+	// Seed fills an empty view from s, whose position becomes the view's. After an
+	// error the view is not used any more. ctx is the runner's.
+	Seed(ctx context.Context, s *Snapshot) error
 }
