@@ -23,6 +23,7 @@ import (
 
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/journal"
+	"github.com/dagstore/dagstore/projection"
 )
 
 // The simulator runs a whole store on a simulated disk. It takes the event loop's
@@ -247,6 +248,7 @@ func (s *simulator) open(opts openFaults) error {
 	}
 	d, err := Open(s.t.Context(), simRoot, withFS(s.disk), WithConfig(registry),
 		WithMount("sim", &simMount{w: s.w}), WithMount("stream", &streamMount{simMount{w: s.w, stream: true}}),
+		WithCheckpoints(projection.CheckpointPolicy{Events: 1 + s.seed%11}),
 		WithJournalOptions(journal.FileOptions{SegmentSize: 1024 << (s.seed % 4), Preallocate: -1 + int64(s.seed%2)*4097}))
 	s.hooks.opened()
 	if err != nil {
@@ -682,12 +684,14 @@ func storeFiles(disk fsio.FS) (copies, indices, temps []string, err error) {
 			indices = append(indices, n)
 		}
 	}
-	if names, err = filesIn(disk, simRoot+"/journal"); err != nil {
-		return nil, nil, nil, err
-	}
-	for _, n := range names {
-		if fsio.IsTemp(n) {
-			temps = append(temps, "journal/"+n)
+	for _, dir := range []string{"journal", "checkpoints"} {
+		if names, err = filesIn(disk, simRoot+"/"+dir); err != nil {
+			return nil, nil, nil, err
+		}
+		for _, n := range names {
+			if fsio.IsTemp(n) {
+				temps = append(temps, dir+"/"+n)
+			}
 		}
 	}
 	return copies, indices, temps, nil

@@ -110,6 +110,9 @@ func (m *simModel) init(s *simulator) {
 	h.w = s.w
 	h.blame = m.blame
 	h.victim = func(name string) bool {
+		if strings.HasPrefix(name, simRoot+"/checkpoints") {
+			return h.mode != modeCalm
+		}
 		if h.mode == modeWild {
 			return strings.HasPrefix(name, simRoot+"/copies") || strings.HasPrefix(name, simRoot+"/index")
 		}
@@ -144,6 +147,9 @@ func (m *simModel) blame(name string, _ fsio.Fault) {
 	if strings.HasPrefix(name, simRoot+"/journal") {
 		m.journalHurt = true
 		return
+	}
+	if strings.HasPrefix(name, simRoot+"/checkpoints") {
+		return // costs time, and nobody anything else
 	}
 	for _, k := range m.keys {
 		if one, ok := m.keyOf(name); !ok || one == k {
@@ -726,6 +732,8 @@ func (m *simModel) checkRest() {
 // checkTopLevel holds the top-level index to the shards' own.
 func (m *simModel) checkTopLevel() {
 	s := m.s
+	s.d.views.Retry(TopLevelView)
+	s.rest()
 	holders := make(map[string][]string)
 	s.d.cat.Snapshot().All(func(rec *projection.Record) bool {
 		for _, c := range simContents() {

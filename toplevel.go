@@ -8,6 +8,9 @@ import (
 	"slices"
 	"sync"
 	"sync/atomic"
+	"time"
+
+	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/journal"
@@ -180,37 +183,86 @@ func (t *topLevel) Lacking() error {
 	return fmt.Errorf("%d shards are missing until their indices are built again, among them %q: %w", n, key, t.known.missing[key])
 }
 
-// enter adds an available shard from its index. If that is missing or damaged it is
-// to be built again, which ends in another event; the view goes on without.
+// enter adds an available shard from its index. If that cannot be read, the view goes
+// on without: the shard is missed, and told by Lacking. A damaged or missing index is
+// to be built again, which ends in another event; what could not be read for another
+// reason is tried again. The error is the top-level index's own.
 func (t *topLevel) enter(ctx context.Context, rec *projection.Record) error {
-	err := t.addRecorded(ctx, rec)
+	unread, err := t.addRecorded(ctx, rec)
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return err
+	}
+	t.lacks(rec.Key(), unread)
 	var damaged *index.DamagedError
-	if err != nil && (errors.As(err, &damaged) || errors.Is(err, index.ErrNotFound)) {
-		t.lacks(rec.Key(), err)
-		t.d.loop.complete(input{ctl: func() { t.d.loop.mend(rec, err) }})
-		return nil
+	switch {
+	case unread == nil:
+	case errors.As(unread, &damaged) || errors.Is(unread, index.ErrNotFound):
+		t.d.loop.complete(input{ctl: func() { t.d.loop.mend(rec, unread) }})
+	default:
+		t.d.log.Warn("top-level index: a shard is missing until its index can be read", "shard", rec.Key().String(), "err", unread)
+		time.AfterFunc(missedRetry, func() { t.d.loop.complete(input{ctl: func() { t.retry(rec) }}) })
 	}
-	if err == nil {
-		t.lacks(rec.Key(), nil)
-	}
-	return err
+	return nil
 }
 
-func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) error {
+// missedRetry is when the index of a shard that could not be read is read again.
+const missedRetry = 5 * time.Second
+
+// retry enters a shard that is still missing, beside the loop.
+func (t *topLevel) retry(rec *projection.Record) {
+	t.known.Lock()
+	_, missing := t.known.missing[rec.Key()]
+	t.known.Unlock()
+	if !missing || t.d.loop.closing {
+		return
+	}
+	t.d.loop.spawn(func() {
+		if err := t.enter(t.d.ctx, rec); err != nil && t.d.ctx.Err() == nil {
+			t.lacks(rec.Key(), err)
+			t.d.log.Error("top-level index: a shard is missing", "shard", rec.Key().String(), "err", err)
+		}
+	})
+}
+
+// addRecorded adds a shard. unread says why its index could not be read.
+func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) (unread, err error) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if now := t.d.cat.Get(rec.Key()); now == nil || now.Gen() != rec.Gen() || now.Life() != shard.Available {
-		return nil // whoever changed it takes care of its entries
+		return nil, nil // whoever changed it takes care of its entries
 	}
 	it, done, err := t.d.indices.multihashes(rec.Key(), rec.Gen())
 	if err != nil {
-		return err
+		return err, nil
 	}
 	defer done()
 	if err := t.removeLocked(ctx, rec.Key()); err != nil {
-		return err
+		return nil, err
 	}
-	return t.index.AddMultihashesForShard(ctx, it, rec.Key())
+	w := &watchedIterator{it: it}
+	if err := t.index.AddMultihashesForShard(ctx, w, rec.Key()); err != nil && w.err == nil {
+		return nil, err
+	}
+	return w.err, nil
+}
+
+// watchedIterator tells an error of the iterator from one of its reader.
+type watchedIterator struct {
+	it  index.MultihashIterator
+	err error
+}
+
+func (w *watchedIterator) ForEach(visit func(mh.Multihash) error) error {
+	visiting := false
+	err := w.it.ForEach(func(m mh.Multihash) error {
+		err := visit(m)
+		visiting = err != nil
+		return err
+	})
+	if !visiting {
+		w.err = err
+	}
+	return err
 }
 
 // add records what a shard holds, in place of what it held before.
