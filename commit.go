@@ -167,12 +167,14 @@ func (e *eventLoop) committed(c *commit) {
 		e.commitFailed(c)
 		return
 	}
+	e.durable = c.pos.Seq
 	for i := range c.steps {
 		p := &c.steps[i]
 		ev := &c.events[p.event]
 		lv := p.lv
 		lv.busy, lv.before = false, nil
 		lv.s.Gen, lv.seq = ev.Gen, ev.Seq
+		lv.s.Recorded(ev.Seq)
 		if ev.Kind == shard.EventRegistered {
 			e.nowDurable(lv)
 		}
@@ -220,8 +222,9 @@ func (e *eventLoop) commitFailed(c *commit) {
 	if goesOn {
 		e.seq -= uint64(len(c.events))
 	} else {
-		e.failed, e.net.ReadOnly = c.err, true
+		e.failed = c.err
 		e.d.health.setReadOnly(c.err)
+		e.net.SetReadOnly(e.now, e.durable)
 		failed = append(failed, e.outbox...)
 		e.outbox = nil
 	}
@@ -248,7 +251,7 @@ func (e *eventLoop) undo(c *commit, p *pendingStep) {
 		before = &fsm.Shard{}
 	}
 	e.out.Reset()
-	waiting := e.net.Revert(&lv.s, before, &e.out)
+	waiting := e.net.Revert(&lv.s, before, e.now, e.durable, &e.out)
 	for _, s := range e.out.Wake {
 		e.internal = append(e.internal, input{lv: s.Owner.(*live), trig: fsm.Auto})
 	}

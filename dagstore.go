@@ -45,6 +45,9 @@ var (
 	// not be written: reopen the store. Open accessors and acquires of available
 	// shards go on working.
 	ErrReadOnly = errors.New("dagstore is read-only")
+	// ErrShardChanged: the store follows the journal of another process, and that one
+	// changed the shard while the request waited.
+	ErrShardChanged = errors.New("the shard was changed by the writer meanwhile; ask again")
 	// ErrNotStarted is returned by verbs before Start.
 	ErrNotStarted = errors.New("dagstore not started")
 	// ErrNotErrored is returned by RecoverShard for a shard with nothing to recover.

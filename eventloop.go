@@ -69,6 +69,7 @@ type eventLoop struct {
 
 	seq      uint64    // of the last event given to the journal
 	startSeq uint64    // ... when the store started
+	durable  uint64    // of the newest event that is known to be durable
 	outbox   []*commit // waiting for the journal, in order
 	spare    *commit
 	prior    fsm.Shard // the stepped shard before the step
@@ -127,6 +128,8 @@ func newEventLoop(d *DAGStore) *eventLoop {
 
 func (e *eventLoop) start() {
 	e.now = e.clock()
+	e.durable = e.startSeq
+	e.net.Begin(e.now, e.durable)
 	if drive := e.d.cfg.drive; drive != nil {
 		drive(e)
 		return
@@ -355,6 +358,7 @@ func (e *eventLoop) feed(in *input) {
 func (e *eventLoop) step(lv *live, req *request) {
 	out := &e.out
 	out.Reset()
+	e.in.Seq = e.durable
 	warm := lv.s.Life == shard.Available && (e.in.Trigger == fsm.Acquire || e.in.Trigger == fsm.Release)
 	if !warm {
 		e.prior = lv.s

@@ -86,6 +86,7 @@ func (e *eventLoop) explain(key shard.Key, x *Explanation) bool {
 // restingShard sets the machine's state of a shard to what its record says.
 func restingShard(rec *projection.Record, s *fsm.Shard) {
 	s.Gen, s.Life, s.Lazy = rec.Gen(), rec.Life(), rec.Lazy()
+	s.Rest(rec.Time(), rec.Seq())
 	if s.Life == shard.Available {
 		s.Index, s.Info = fsm.Indexed, rec.Index()
 	}

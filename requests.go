@@ -289,6 +289,8 @@ func errorFor(key shard.Key, kind fsm.Trigger, code fsm.Code, cause error) error
 			return fmt.Errorf("%s: %w", key, ErrReadOnly)
 		}
 		return fmt.Errorf("%s: %w: %w", key, ErrReadOnly, cause)
+	case fsm.ErrSuperseded:
+		return fmt.Errorf("%s: %w", key, ErrShardChanged)
 	case fsm.ErrBusy:
 		return fmt.Errorf("%s: %w", key, ErrShardInUse)
 	}

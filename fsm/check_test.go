@@ -111,7 +111,7 @@ func mark(n *Net, s *Shard) (m marking) {
 	m[PlaceJob] = uint64(s.job) | uint64(flags(s.slow, s.stale))<<8 | uint64(s.Attempt)<<16
 	for slot := FetchSlot; slot < numSlots; slot++ {
 		p := &n.slots[slot]
-		m[slot.place()] = uint64(uint32(p.used)) | uint64(p.queue.n)<<32 | uint64(flags(s.Queued == slot))<<48
+		m[slot.place()] = uint64(uint32(p.used())) | uint64(p.queue.n)<<32 | uint64(flags(s.Queued == slot))<<48
 	}
 	m[PlaceJournal] = uint64(flags(n.ReadOnly))
 	return m
@@ -196,6 +196,9 @@ func (c *checker) outcome(t *Transition, st *step, old *Shard, o *outDiff, diff 
 	if t.On == Release && old.Refs > 0 {
 		granted--
 	}
+	if t.On == Supersede {
+		granted -= old.Refs
+	}
 	if s.Refs-old.Refs != granted {
 		c.fail("I5: %s changes refs by %d, but %d accessors came or went", t.Name, s.Refs-old.Refs, granted)
 	}
@@ -250,6 +253,8 @@ func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string
 		{t.On == CloseIdle && s.Handle == Open && s.Refs == 0, "an idle handle stays open"},
 		{t.On == Damage && in.Fault == FaultCopy && old.Life == shard.Available && old.job == JobNone && (s.Data == Present || old.Data == Present && !s.Fresh), "a bad copy is trusted"},
 		{t.On == Damage && in.Fault != FaultCopy && old.Life == shard.Available && old.job == JobNone && writable && !emitted(shard.EventRecovering), "damage is not mended"},
+		{t.On == Supersede && s.Life != shard.None, "a life goes on that another hand changed"},
+		{t.On == Supersede && len(o.events)+len(o.effects) > flags(old.Handle == Open), "what another hand did is recorded or swept here"},
 		{t.On == Resume && old.Life == shard.Errored && in.Heal == HealNow && writable && !emitted(shard.EventRecovering), "not healed"},
 		{t.On == Resume && old.Life == shard.Errored && s.Healing != (in.Heal == HealOnAcquire), "wrong policy"},
 		{t.On == Resume && old.Life == shard.Registered && s.Eager == s.Lazy, "eager ⇔ not lazy"},
@@ -303,6 +308,8 @@ func misfit(r Reply, on Trigger, old, s *Shard, st *step) string {
 		ok = old.Data != Direct && s.Data != Direct && (own && in.NoDownload || has(old.Local, r.Ticket))
 	case ErrReadOnly:
 		ok = st.net.ReadOnly
+	case ErrSuperseded:
+		ok = on == Supersede && !own && old.Life != shard.None && s.Life == shard.None
 	case ErrBusy:
 		ok = own && on == Reclaim && (old.Refs > 0 || old.acquires() > 0 || old.job != JobNone || old.Life == shard.Recovering || old.Life == shard.Initialising)
 	}
@@ -331,8 +338,13 @@ func (c *checker) state(w *world) {
 				}
 			}
 		}
-		if p.used != used || used > p.cap {
-			c.fail("N5: %d %s tokens are used, %d running jobs hold one", p.used, slot, used)
+		for i := range w.cfg.shards {
+			if held := slices.Contains(p.holders, &w.shards[i]); held != (w.fates[i].token == slot) || held != (w.shards[i].slotOf() == slot) {
+				c.fail("N5: shard %d is among the holders of %s tokens: %t", i, slot, held)
+			}
+		}
+		if p.used() != used || used > p.cap {
+			c.fail("N5: %d %s tokens are used, %d running jobs hold one", p.used(), slot, used)
 		}
 		if members != p.queue.n {
 			c.fail("the %s queue counts %d, holds %d", slot, p.queue.n, members)

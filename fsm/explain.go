@@ -112,7 +112,7 @@ func Why(n *Net, s *Shard) Answer {
 	}
 	if s.Queued != NoSlot {
 		p := &n.slots[s.Queued]
-		a.Queue = &QueuePlace{Slot: s.Queued.String(), Ahead: p.queue.index(s, p.queue.n), Used: p.used, Capacity: p.cap}
+		a.Queue = &QueuePlace{Slot: s.Queued.String(), Ahead: p.queue.index(s, p.queue.n), Used: p.used(), Capacity: p.cap}
 	}
 	if s.Cause != nil {
 		a.Cause = s.Cause.Error()

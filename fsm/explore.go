@@ -10,8 +10,9 @@ import (
 // and callers can reach. The diagrams are drawn from such a walk, and the model
 // check in the tests asserts on one.
 
-// config bounds a walk. All slot places have one token.
+// config bounds a walk. All slot places have one token, or as many as tokens says.
 type config struct {
+	tokens          int
 	shards, callers int
 	pinned          bool // caller i asks only for shard i
 	rival           bool // shard 1 only comes, takes tokens, and goes
@@ -23,6 +24,7 @@ type config struct {
 	noDownload      bool // acquires that forbid a download
 	direct, copied  bool // sources read in place, sources that need a copy
 	reclaim, slow   bool
+	follower        bool // read-only from the start: another hand writes the records
 }
 
 // oneShard is one shard with the given number of callers, and everything.
@@ -83,9 +85,9 @@ type world struct {
 
 func newWorld(m *machine, cfg *config) *world {
 	w := &world{cfg: cfg}
-	w.net.m = m
+	w.net.m, w.net.ReadOnly = m, cfg.follower
 	for s := FetchSlot; s < numSlots; s++ {
-		w.net.slots[s].cap = 1
+		w.net.slots[s].cap = max(cfg.tokens, 1)
 	}
 	return w
 }
@@ -107,6 +109,11 @@ func (w *world) cloneInto(c *world) *world {
 			}
 		}
 		*q = fifo{items: items, n: q.n}
+		held := slots[s].holders[:0]
+		for _, x := range c.net.slots[s].holders {
+			held = append(held, &c.shards[w.indexOf(x)])
+		}
+		c.net.slots[s].holders = held
 	}
 	for i := range c.shards {
 		s, old := &c.shards[i], &shards[i]
@@ -155,7 +162,7 @@ func (w *world) key() (k worldKey) {
 				order = order*3 + w.indexOf(x) + 1
 			}
 		}
-		put(p.used)
+		put(p.used())
 		put(order)
 	}
 	for _, c := range w.callers[:w.cfg.callers] {
@@ -195,12 +202,15 @@ const (
 	moveLost                // a step whose events the journal refuses; it goes on
 	moveLostFreeze          // ... and it turns read-only
 	moveRestart             // only what is durable survives; in.Heal is the policy; read-only if shard is 1
+	moveRevive              // the record that another hand wrote is taken up; in.Gen is its life
 )
 
 func (m move) String() string {
 	switch m.what {
 	case moveFreeze:
 		return "the journal turns read-only"
+	case moveRevive:
+		return fmt.Sprintf("shard %d: revived as %s, direct: %t", m.shard, shard.Life(m.in.Gen), m.in.Direct)
 	case moveRestart:
 		return fmt.Sprintf("restart, heal policy %d, read-only: %t", m.in.Heal, m.shard == 1)
 	}
@@ -271,6 +281,10 @@ func (w *world) movesInto(ms []move) []move {
 		for _, in := range w.completions(i) {
 			step(i, in)
 		}
+		if w.cfg.follower {
+			step(i, Input{Trigger: Supersede})
+			ms = w.revivals(i, ms)
+		}
 		if w.cfg.hostile {
 			step(i, Input{Trigger: CloseIdle})
 			step(i, Input{Trigger: Damage, Err: errModel})
@@ -313,6 +327,21 @@ func (w *world) rivalry(step func(int, Input)) {
 			step(1, in)
 		}
 	}
+}
+
+// revivals are the records in which a follower may find a shard that it knows
+// nothing of. It is revived as a new value; until the job of the former has ended, that
+// is another shard than the one of this world.
+func (w *world) revivals(i int, ms []move) []move {
+	if w.shards[i].Life != shard.None || w.fates[i].job != JobNone {
+		return ms
+	}
+	for _, life := range []shard.Life{shard.Registered, shard.Available, shard.Errored, shard.Recovering} {
+		for _, direct := range []bool{false, true} {
+			ms = append(ms, move{what: moveRevive, shard: i, in: Input{Gen: uint64(life), Direct: direct, Lazy: direct}})
+		}
+	}
+	return append(ms, move{what: moveRevive, shard: i, in: Input{Gen: uint64(shard.Errored), Heal: HealOnAcquire}})
 }
 
 func (w *world) requests(i int, t Ticket, step func(int, Input)) {
@@ -425,6 +454,11 @@ func (w *world) apply(m move, seen func(i int, in *Input, out *Out)) {
 		for i := range w.cfg.shards {
 			w.step(i, Input{Trigger: Freeze}, seen)
 		}
+	case moveRevive:
+		s, f := &w.shards[m.shard], &w.fates[m.shard]
+		f.durable, f.lazy, f.direct = shard.Life(m.in.Gen), m.in.Lazy, m.in.Direct
+		f.revive(s)
+		w.step(m.shard, Input{Trigger: Resume, Heal: m.in.Heal}, seen)
 	case moveRestart:
 		w.restart()
 		w.net.ReadOnly = m.shard == 1
@@ -446,6 +480,14 @@ func (w *world) request(m move) {
 		if int(in.Ticket) <= len(w.callers) {
 			w.callers[in.Ticket-1] = caller{}
 		}
+	case Supersede: // open accessors go on, and count no more
+		for c := range w.callers {
+			if w.callers[c] == (caller{holds, int8(m.shard)}) {
+				w.callers[c] = caller{}
+			}
+		}
+		f := &w.fates[m.shard]
+		f.durable, f.distrusted, f.mended = shard.None, false, false
 	case Release:
 		for c := range w.callers {
 			if w.callers[c] == (caller{holds, int8(m.shard)}) {
@@ -523,7 +565,7 @@ func (w *world) lose(i int, in Input, frozen bool) {
 	} else {
 		w.refuse(i, in.Ticket)
 		w.net.ReadOnly = w.net.ReadOnly || frozen
-		for _, t := range w.net.Revert(s, &before, &out) {
+		for _, t := range w.net.Revert(s, &before, in.Time, in.Seq, &out) {
 			w.refuse(i, t)
 		}
 		f.distrusted, f.mended = s.Fresh, s.Retried
@@ -547,6 +589,9 @@ func (w *world) absorb(i int, in *Input, out *Out) {
 	for _, e := range out.Events {
 		if !legalNext(f.durable, e) {
 			w.blame("event " + e.Kind.String() + " after " + f.durable.String())
+		}
+		if w.net.ReadOnly {
+			w.blame("the event " + e.Kind.String() + " cannot be recorded")
 		}
 		f.durable = e.Life
 		switch e.Kind {
@@ -614,20 +659,25 @@ func (w *world) restart() {
 		if f.durable == shard.None {
 			continue
 		}
-		fresh.fates[i] = fate{durable: f.durable, lazy: f.lazy, direct: f.direct, distrusted: f.durable == shard.Recovering}
-		s := &fresh.shards[i]
-		s.Gen, s.Life, s.Lazy = 1, f.durable, f.lazy
-		if f.direct {
-			s.Data = Direct
-		}
-		switch f.durable {
-		case shard.Available:
-			s.Index = Indexed
-		case shard.Errored, shard.Recovering:
-			s.Cause = errModel
-		}
+		fresh.fates[i] = fate{durable: f.durable, lazy: f.lazy, direct: f.direct}
+		fresh.fates[i].revive(&fresh.shards[i])
 	}
 	*w = *fresh // its queues are empty: nothing points to its shards
+}
+
+// revive gives a shard without a life the one that is recorded.
+func (f *fate) revive(s *Shard) {
+	f.distrusted = f.durable == shard.Recovering
+	s.Gen, s.Life, s.Lazy = 1, f.durable, f.lazy
+	if f.direct {
+		s.Data = Direct
+	}
+	switch f.durable {
+	case shard.Available:
+		s.Index = Indexed
+	case shard.Errored, shard.Recovering:
+		s.Cause = errModel
+	}
 }
 
 // walk visits every state within cfg, breadth first, at most limit if that is not

@@ -25,6 +25,9 @@ const (
 	CloseIdle // close the shared reader and index if nobody uses them
 	Damage    // the index, or by Fault the local copy, was found damaged; Err says how
 	Overdue   // Attempt; the running probe or open takes long
+	// Supersede: the durable record of the shard was changed by another hand, the
+	// writer whose journal this store follows. Nothing known of it here holds.
+	Supersede
 
 	// Completions of jobs. Attempt, Err.
 	ProbeDone // Ready, Present
@@ -38,7 +41,7 @@ const (
 
 var triggerNames = [numTriggers]string{
 	"auto", "register", "acquire", "release", "recover", "destroy", "cancel", "reclaim",
-	"resume", "freeze", "close-idle", "damage", "overdue",
+	"resume", "freeze", "close-idle", "damage", "overdue", "supersede",
 	"probe-done", "fetch-done", "index-done", "open-done", "remove-done",
 }
 
@@ -49,7 +52,8 @@ func (t Trigger) String() string { return triggerNames[t] }
 type Input struct {
 	Trigger Trigger
 	Ticket  Ticket
-	Time    int64 // now, in any unit; recorded in Shard.Since
+	Time    int64  // now, in any unit; recorded in Shard.Since
+	Seq     uint64 // of the newest durable event now; recorded in Shard.SinceSeq
 	Gen     uint64
 	Attempt uint32
 
@@ -116,12 +120,15 @@ const (
 	ErrReadOnly
 	// ErrBusy: the copy is needed and was not reclaimed.
 	ErrBusy
+	// ErrSuperseded: the life that the request waited for is not what the record says
+	// any more.
+	ErrSuperseded
 
 	numCodes
 )
 
 var codeNames = [numCodes]string{
-	"ok", "exists", "unknown", "in-use", "not-errored", "errored", "failed", "no-copy", "read-only", "busy",
+	"ok", "exists", "unknown", "in-use", "not-errored", "errored", "failed", "no-copy", "read-only", "busy", "superseded",
 }
 
 func (c Code) String() string { return codeNames[c] }

@@ -35,6 +35,15 @@ func failing() config {
 	return cfg
 }
 
+// follower is one shard of a store that is read-only from the start and follows the
+// journal of another: its records change without it.
+func follower() config {
+	return config{
+		shards: 1, callers: 1, follower: true, hostile: true, noDownload: true,
+		direct: true, copied: true, reclaim: true, slow: true,
+	}
+}
+
 // oneShard2 leaves out the stray inputs, which change nothing.
 func oneShard2() config {
 	cfg := oneShard(2)
@@ -59,6 +68,7 @@ var models = []struct {
 	race int
 }{
 	{"one shard, one caller", oneShard(1), 0},
+	{"one shard, one caller, a follower", follower(), 0},
 	{"one shard, two callers, a rival shard", rivals2(), 2000},
 	{"one shard, one caller, a rival shard", rivals(), 2000},
 	{"one shard, two callers", oneShard2(), 2000},
@@ -75,7 +85,7 @@ var touches = map[string]Places{
 	"freeze":            places(PlaceJournal),
 }
 
-// TestModel walks every state of seven small configurations. Proves N1 to N8, and of
+// TestModel walks every state of eight small configurations. Proves N1 to N8, and of
 // the invariants I1, I5, I7, I9 and I10 what the machine can break.
 //
 // In every state and on every edge: exactly one row of an input is enabled; events

@@ -185,13 +185,13 @@ var mistakes = []struct {
 		st.s.job, st.s.slow, st.s.stale = job, slow, stale
 	}},
 	{"keeps the tokens", func(st *step, do func(*step)) {
-		var used [numSlots]int
-		for i := range used {
-			used[i] = st.net.slots[i].used
+		var held [numSlots][]*Shard
+		for i := range held {
+			held[i] = slices.Clone(st.net.slots[i].holders)
 		}
 		do(st)
-		for i := range used {
-			st.net.slots[i].used = used[i]
+		for i := range held {
+			st.net.slots[i].holders = held[i]
 		}
 	}},
 	{"stays in the queue", func(st *step, do func(*step)) {

@@ -54,7 +54,10 @@ func perturb(n *Net, s *Shard, p Place, variant int) {
 	case PlaceJournal:
 		n.ReadOnly = !n.ReadOnly
 	default:
-		n.slots[Slot(p-numShardPlaces+1)].used += variant
+		slot := &n.slots[Slot(p-numShardPlaces+1)]
+		for range variant {
+			slot.holders = append(slot.holders, new(Shard))
+		}
 	}
 }
 
@@ -73,6 +76,13 @@ func copied(n *Net, s *Shard) (*Net, *Shard) {
 				q.items[i] = &s2
 			}
 		}
+		held := slices.Clone(n2.slots[slot].holders)
+		for i, x := range held {
+			if x == s {
+				held[i] = &s2
+			}
+		}
+		n2.slots[slot].holders = held
 	}
 	return &n2, &s2
 }

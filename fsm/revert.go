@@ -34,16 +34,18 @@ func (s *Shard) Thin(gone map[Ticket]struct{}) (last Ticket, ok bool) {
 // Revert takes back a step whose event could not be made durable: s becomes what
 // it was before, except that a job which ended with the step stays ended, and with
 // it whatever it was for. It returns the tickets of all who wait for the shard; the
-// caller answers them. A job that the step started was never run.
+// caller answers them. A job that the step started was never run. What is other than
+// after the step changed at the given time.
 //
 //	no job runs ⇒ life(s) = the durable life, or errored where that is recovering
-func (n *Net) Revert(s, before *Shard, out *Out) []Ticket {
+func (n *Net) Revert(s, before *Shard, time int64, seq uint64, out *Out) []Ticket {
+	n.now = stamp{time, seq}
+	after := *s
 	n.leave(s, out)
 	started := s.job != JobNone && (s.Attempt != before.Attempt || s.job != before.job)
 	if started {
 		if slot := s.slotOf(); slot != NoSlot {
-			n.slots[slot].used--
-			n.wakeHead(slot, out)
+			n.giveBack(slot, s, out)
 		}
 	}
 	running := !started && s.job != JobNone
@@ -69,7 +71,25 @@ func (n *Net) Revert(s, before *Shard, out *Out) []Ticket {
 		s.Reclaimer = 0
 	}
 	s.Parked, s.Local, s.Waiting = nil, nil, nil
+	s.Since, s.SinceSeq = after.Since, after.SinceSeq
+	s.stamp(after.differs(s), n.now)
 	return tickets
+}
+
+// differs lists the places of the shard in which s and o differ.
+func (s *Shard) differs(o *Shard) (set Places) {
+	for p, differ := range [numShardPlaces]bool{
+		PlaceLife: s.Life != o.Life, PlaceData: s.Data != o.Data || s.Owned != o.Owned, PlaceIndex: s.Index != o.Index,
+		PlaceHandle: s.Handle != o.Handle, PlaceRefs: s.Refs != o.Refs, PlaceParked: s.acquires() != o.acquires(),
+		PlaceWaiting: len(s.Waiting) != len(o.Waiting) || s.Reclaimer != o.Reclaimer,
+		PlaceFault:   s.Healing != o.Healing || s.Fresh != o.Fresh || s.Retried != o.Retried || s.Ailing != o.Ailing || (s.Cause == nil) != (o.Cause == nil),
+		PlaceWish:    s.Eager != o.Eager, PlaceJob: s.job != o.job || s.slow != o.slow || s.stale != o.stale,
+	} {
+		if differ {
+			set |= 1 << p
+		}
+	}
+	return set
 }
 
 // waiting appends the tickets that wait for the shard and are not among ts.

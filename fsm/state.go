@@ -1,6 +1,9 @@
 package fsm
 
 import (
+	"math/bits"
+	"slices"
+
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -197,15 +200,55 @@ type Shard struct {
 	Cause error
 	// Info sums up the index while Index is Indexed.
 	Info shard.IndexInfo
-	// Since is when each place last changed, in the time given with inputs.
-	Since [numShardPlaces]int64
+	// Since is when each place last changed, in the time given with inputs, and
+	// SinceSeq the sequence number: that of the event which recorded the change, or
+	// where none does, of the newest durable event when it happened. Of a shard that
+	// was at rest both are its record's, for every place.
+	Since    [numShardPlaces]int64
+	SinceSeq [numShardPlaces]uint64
 	// Owner is the caller's; the machine does not look at it.
 	Owner any
 
 	job   Job  // the running job
 	slow  bool // ... takes no token: a fetch from a source that prepares, a probe or open that takes long
 	stale bool // ... is of a former life
+	began stamp
+	wrote Places // by the newest step
 }
+
+// stamp is when something happened.
+type stamp struct {
+	time int64
+	seq  uint64
+}
+
+// later returns the later of the two.
+func (a stamp) later(b stamp) stamp { return stamp{max(a.time, b.time), max(a.seq, b.seq)} }
+
+// Rest says since when a shard that was at rest is as it is.
+func (s *Shard) Rest(time int64, seq uint64) {
+	for p := range numShardPlaces {
+		s.Since[p], s.SinceSeq[p] = time, seq
+	}
+}
+
+// Recorded says that the event of the newest step is durable, and where.
+func (s *Shard) Recorded(seq uint64) {
+	for w := s.wrote; w != 0; w &= w - 1 {
+		s.SinceSeq[bits.TrailingZeros16(uint16(w))] = seq
+	}
+}
+
+// stamp notes that the places change.
+func (s *Shard) stamp(changed Places, now stamp) {
+	for w := uint16(changed) & (1<<numShardPlaces - 1); w != 0; w &= w - 1 {
+		p := bits.TrailingZeros16(w)
+		s.Since[p], s.SinceSeq[p] = now.time, now.seq
+	}
+}
+
+// JobBegan is when the running job was started.
+func (s *Shard) JobBegan() (time int64, seq uint64) { return s.began.time, s.began.seq }
 
 // Job returns the running job, or JobNone.
 func (s *Shard) Job() Job { return s.job }
@@ -242,6 +285,8 @@ func (j Job) String() string { return jobNames[j] }
 type Net struct {
 	ReadOnly bool // the journal takes no more events
 	slots    [numSlots]slotPlace
+	since    [numPlaces - numShardPlaces]stamp // of the shared places
+	now      stamp                             // of the step
 	m        *machine
 	st       step // kept here so that a step allocates nothing
 	// watch, if set, runs the outcomes in fire's stead: the model check looks at
@@ -249,9 +294,26 @@ type Net struct {
 	watch func(*Transition, *step)
 }
 
+// slotPlace is the content of a slot's place: who holds a token and who waits for
+// one. The tokens are not counted beside that.
 type slotPlace struct {
-	cap, used int
-	queue     fifo // of those who wait for a token
+	cap     int
+	holders []*Shard
+	queue   fifo // of those who wait for a token
+}
+
+func (p *slotPlace) used() int { return len(p.holders) }
+
+// drop takes s off those who hold a token. Their order means nothing.
+func (p *slotPlace) drop(s *Shard) {
+	for i, h := range p.holders {
+		if h == s {
+			last := len(p.holders) - 1
+			p.holders[i], p.holders[last] = p.holders[last], nil
+			p.holders = p.holders[:last]
+			return
+		}
+	}
 }
 
 // fifo is a queue of shards that can be left from anywhere. Leaving at the front
@@ -320,5 +382,48 @@ func NewNet(fetch, index, open int) *Net {
 // how many shards wait for one.
 func (n *Net) Slots(s Slot) (used, capacity, waiting int) {
 	p := &n.slots[s]
-	return p.used, p.cap, p.queue.n
+	return p.used(), p.cap, p.queue.n
+}
+
+// Holders lists the shards whose running job holds a token of the place.
+func (n *Net) Holders(s Slot) []*Shard { return slices.Clone(n.slots[s].holders) }
+
+// Ahead lists who stands before s in the queue that s stands in, the first ones if
+// there are more than limit.
+func (n *Net) Ahead(s *Shard, limit int) (ahead []*Shard) {
+	q := &n.slots[s.Queued].queue
+	for _, x := range q.items[q.head:] {
+		if x == s || len(ahead) >= limit {
+			return ahead
+		}
+		if x != nil {
+			ahead = append(ahead, x)
+		}
+	}
+	return ahead
+}
+
+// Begin says when the store started: since then the shared places are as they are.
+func (n *Net) Begin(time int64, seq uint64) {
+	for i := range n.since {
+		n.since[i] = stamp{time, seq}
+	}
+}
+
+// SetReadOnly notes that the journal takes no more events, and since when.
+func (n *Net) SetReadOnly(time int64, seq uint64) {
+	n.ReadOnly = true
+	n.now = stamp{time, seq}
+	n.touch(PlaceJournal)
+}
+
+// touch notes that a shared place changes in the running step.
+func (n *Net) touch(p Place) { n.since[p-numShardPlaces] = n.now }
+
+// sinceOf is when a place last changed, as s sees it.
+func (n *Net) sinceOf(s *Shard, p Place) stamp {
+	if p.Shared() {
+		return n.since[p-numShardPlaces]
+	}
+	return stamp{s.Since[p], s.SinceSeq[p]}
 }

@@ -63,6 +63,7 @@ func allHold(guards []*Guard, n *Net, s *Shard, in *Input) bool {
 // whether a row of the trigger fired; that none does cannot happen, and is worth a
 // panic of the caller.
 func (n *Net) Step(s *Shard, in *Input, out *Out) bool {
+	s.wrote, n.now = 0, stamp{in.Time, in.Seq}
 	if in.Trigger == Auto {
 		n.settle(s, in, out, 1<<len(n.m.autos)-1)
 		return true
@@ -120,6 +121,7 @@ func (n *Net) leave(s *Shard, out *Out) {
 		return
 	}
 	n.slots[slot].queue.remove(s)
+	n.touch(slot.place()) // a join does not count: it changes the guard of nobody
 	s.Queued = NoSlot
 	n.wakeHead(slot, out)
 }
@@ -133,9 +135,9 @@ func (n *Net) fire(t *Transition, s *Shard, in *Input, out *Out) {
 	} else {
 		n.watch(t, st)
 	}
-	for w := uint16(t.Writes) & (1<<numShardPlaces - 1); w != 0; w &= w - 1 {
-		s.Since[bits.TrailingZeros16(w)] = in.Time
-	}
+	written := t.Writes & (1<<numShardPlaces - 1)
+	s.stamp(written, n.now)
+	s.wrote |= written
 	if t.Op != OpNone {
 		st.trace(t.Op)
 	}
@@ -170,8 +172,10 @@ func (t *step) start(job Job, slot Slot) {
 	s := t.s
 	s.job, s.slow = job, job == JobFetch && slot == NoSlot
 	s.Attempt++
+	s.began = t.net.now
 	if slot != NoSlot {
-		t.net.slots[slot].used++
+		t.net.slots[slot].holders = append(t.net.slots[slot].holders, s)
+		t.net.touch(slot.place())
 	}
 	fresh := s.Fresh && (job == JobProbe || job == JobFetch)
 	t.out.Effects = append(t.out.Effects, Effect{Kind: StartJob, Job: job, Attempt: s.Attempt, Fresh: fresh})
@@ -182,15 +186,21 @@ func (t *step) endJob() {
 	slot := t.s.slotOf()
 	t.s.job, t.s.slow, t.s.stale = JobNone, false, false
 	if slot != NoSlot {
-		t.net.slots[slot].used--
-		t.net.wakeHead(slot, t.out)
+		t.net.giveBack(slot, t.s, t.out)
 	}
+}
+
+// giveBack returns the token of s.
+func (n *Net) giveBack(slot Slot, s *Shard, out *Out) {
+	n.slots[slot].drop(s)
+	n.touch(slot.place())
+	n.wakeHead(slot, out)
 }
 
 // admits says whether s may take a token now: there is one, and it is not meant
 // for somebody ahead in the queue.
 func (p *slotPlace) admits(s *Shard, queued bool) bool {
-	free := p.cap - p.used
+	free := p.cap - p.used()
 	if free <= 0 {
 		return false
 	}
@@ -214,7 +224,7 @@ func (n *Net) join(s *Shard, slot Slot) {
 
 // wakeHead asks for the evaluation of the first in the queue if a token is free.
 func (n *Net) wakeHead(slot Slot, out *Out) {
-	if p := &n.slots[slot]; p.used < p.cap && p.queue.n > 0 {
+	if p := &n.slots[slot]; p.used() < p.cap && p.queue.n > 0 {
 		out.Wake = append(out.Wake, p.queue.first())
 	}
 }

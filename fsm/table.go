@@ -111,7 +111,7 @@ func slotFree(slot Slot) *Guard {
 		holds: func(n *Net, s *Shard, _ *Input) bool { return n.admits(slot, s) },
 		have: func(n *Net, s *Shard, _ *Input) string {
 			p := &n.slots[slot]
-			return fmt.Sprintf("%d of %d %s slots in use, %d ahead in the queue", p.used, p.cap, slot, p.queue.index(s, p.queue.n))
+			return fmt.Sprintf("%d of %d %s slots in use, %d ahead in the queue", p.used(), p.cap, slot, p.queue.index(s, p.queue.n))
 		},
 	}
 }

@@ -120,6 +120,11 @@ var table = []*Transition{
 		Does: "give the token back and let the job go on: a source that hangs holds up nobody", do: doOverdue},
 	{Name: "overdue-late", On: Overdue, Guards: g(gOpensWithout), Op: OpNone, Does: "nothing", do: nothing},
 
+	{Name: "superseded", On: Supersede, Guards: g(gHasLife), Op: OpNone,
+		Writes: answers | places(PlaceLife, PlaceData, PlaceIndex, PlaceHandle, PlaceRefs, PlaceFault, PlaceWish, PlaceJob),
+		Does:   "drop the life: waiting callers learn that another hand changed it; open accessors outlive it uncounted", do: doSupersede},
+	{Name: "superseded-nothing", On: Supersede, Guards: g(gNoLife), Op: OpNone, Does: "nothing", do: nothing},
+
 	// Completions.
 	{Name: "probe-found", On: ProbeDone, Guards: g(isCurrent(JobProbe), gOK, gFound), Op: OpNone,
 		Writes: probeEnds, Does: "use the copy that is there",
@@ -281,16 +286,28 @@ func doCancelAcquire(t *step) {
 }
 
 func doDestroy(t *step) {
+	t.endLife(ErrUnknown)
+	t.emit(shard.EventDestroyed)
+	t.out.Effects = append(t.out.Effects, Effect{Kind: Sweep, Ticket: t.in.Ticket})
+}
+
+// doSupersede ends what is known here of a life that goes on, or ended, elsewhere:
+// its files are not ours to sweep.
+func doSupersede(t *step) {
+	t.endLife(ErrSuperseded)
+	t.s.Refs = 0
+}
+
+// endLife leaves nothing of the life but its running job, and answers everybody.
+func (t *step) endLife(code Code) {
 	s := t.s
-	t.answerAll(ErrUnknown, nil)
+	t.answerAll(code, nil)
 	t.closeHandle()
 	s.Life, s.Data, s.Index = shard.None, Absent, NoIndex
 	s.Handle, s.stale = Closed, s.job != JobNone
 	s.Lazy, s.Eager, s.Healing, s.Ailing, s.Fresh, s.Retried, s.Owned = false, false, false, false, false, false, false
 	s.Cause, s.Info = nil, shard.IndexInfo{}
-	t.answerReclaimer(ErrUnknown, nil)
-	t.emit(shard.EventDestroyed)
-	t.out.Effects = append(t.out.Effects, Effect{Kind: Sweep, Ticket: t.in.Ticket})
+	t.answerReclaimer(code, nil)
 }
 
 func doReclaim(t *step) {
@@ -350,8 +367,7 @@ func doDistrust(t *step) {
 
 func doOverdue(t *step) {
 	t.s.slow = true
-	t.net.slots[OpenSlot].used--
-	t.net.wakeHead(OpenSlot, t.out)
+	t.net.giveBack(OpenSlot, t.s, t.out)
 }
 
 // recover begins a recovery because of cause.
