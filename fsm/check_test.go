@@ -438,7 +438,7 @@ func (c *checker) evaluated(w *world, i int) string {
 	for _, t := range c.m.autos {
 		var others []*Guard
 		for _, g := range t.Guards {
-			if !g.slot {
+			if g.slot == NoSlot {
 				others = append(others, g)
 			}
 		}

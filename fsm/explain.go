@@ -12,11 +12,44 @@ type Unmet struct {
 	Name string `json:"name"`
 	Have string `json:"have"`
 	Need string `json:"need"`
-	// Since is when what the guard reads of the shard last changed, in the time
-	// given with inputs. 0: it reads only the input, or what shards share.
-	Since int64 `json:"since,omitempty"`
+	// Since is when what the guard reads last changed, in the time given with inputs,
+	// and SinceSeq the sequence number (see [Shard.SinceSeq]). 0: it reads the input
+	// only.
+	Since    int64  `json:"since"`
+	SinceSeq uint64 `json:"sinceSeq"`
 	// Wakes says what would make the guard hold.
 	Wakes string `json:"wakes"`
+	// Holders are who keeps it from holding, where that can be said. Who asks fills
+	// them in: the machine does not know what shards are called.
+	Holders *Holders `json:"holders,omitempty"`
+
+	// Reads are the places that the guard reads, Slot whose token it asks for.
+	Reads Places `json:"-"`
+	Slot  Slot   `json:"-"`
+}
+
+// Holders are who has what a guard lacks.
+type Holders struct {
+	Count int `json:"count"`
+	// Listed are some of them, those who have it longest first.
+	Listed []Holder `json:"listed,omitempty"`
+	// Ahead are the first who stand in the queue before the shard.
+	Ahead []string `json:"ahead,omitempty"`
+}
+
+// Holder is one of them: a shard's job, the journal, or accessors.
+type Holder struct {
+	Kind string `json:"kind"`
+	// Shard is the key of the shard.
+	Shard    string `json:"shard,omitempty"`
+	Job      string `json:"job,omitempty"`
+	Attempt  uint32 `json:"attempt,omitempty"`
+	Since    int64  `json:"since,omitempty"`
+	SinceSeq uint64 `json:"sinceSeq,omitempty"`
+	// FormerLife: the job goes on although its shard was destroyed.
+	FormerLife bool `json:"formerLife,omitempty"`
+	// Cause is why, if it is a failure.
+	Cause string `json:"cause,omitempty"`
 }
 
 // Verdict says what keeps a transition from firing: nothing, if it is enabled.
@@ -52,12 +85,12 @@ func (t *Transition) explain(n *Net, s *Shard, in *Input) Verdict {
 }
 
 func (g *Guard) unmet(n *Net, s *Shard, in *Input) Unmet {
-	u := Unmet{Name: g.Name, Have: g.have(n, s, in), Need: g.Need, Wakes: g.Wakes}
+	u := Unmet{Name: g.Name, Have: g.have(n, s, in), Need: g.Need, Wakes: g.Wakes, Reads: g.Reads, Slot: g.slot}
+	var since stamp
 	for _, p := range g.Reads.List() {
-		if !p.Shared() {
-			u.Since = max(u.Since, s.Since[p])
-		}
+		since = since.later(n.sinceOf(s, p))
 	}
+	u.Since, u.SinceSeq = since.time, since.seq
 	return u
 }
 
@@ -75,8 +108,8 @@ type Answer struct {
 	// Job is the running job, empty if none. FormerLife: it must end before this
 	// life can start one of its own.
 	Job        string `json:"job,omitempty"`
-	JobSince   int64  `json:"job_since,omitempty"`
-	FormerLife bool   `json:"former_life,omitempty"`
+	JobSince   int64  `json:"jobSince,omitempty"`
+	FormerLife bool   `json:"formerLife,omitempty"`
 	// Queue is where the shard stands in line, if it lacks only a token.
 	Queue *QueuePlace `json:"queue,omitempty"`
 	// Cause is the last failure, empty if it was mended.
@@ -108,7 +141,7 @@ func Why(n *Net, s *Shard) Answer {
 		Refs: s.Refs, Parked: s.acquires(), Waiting: len(s.Waiting),
 	}
 	if s.job != JobNone {
-		a.Job, a.JobSince, a.FormerLife = s.job.String(), s.Since[PlaceJob], s.stale
+		a.Job, a.JobSince, a.FormerLife = s.job.String(), s.began.time, s.stale
 	}
 	if s.Queued != NoSlot {
 		p := &n.slots[s.Queued]

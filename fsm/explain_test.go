@@ -58,22 +58,49 @@ func TestWhyNamesWhatIsMissing(t *testing.T) {
 	}
 }
 
-// TestSince: an unmet guard says since when, in the caller's time, and 0 for what
-// shards share.
+// TestSince: an unmet guard says since when and since which sequence number, in the
+// caller's time, for what shards share too.
 func TestSince(t *testing.T) {
 	b := newBed(t)
-	b.do(Input{Trigger: Register, Gen: 1, Lazy: true, Time: 7})
-	b.n.ReadOnly = true
-	since := map[string]int64{}
-	for _, v := range Explain(b.n, b.s, Input{}) {
-		if v.Transition == "initialise" {
-			for _, u := range v.Unmet {
-				since[u.Name] = u.Since
+	b.n.Begin(3, 1)
+	b.do(Input{Trigger: Register, Gen: 1, Lazy: true, Time: 7, Seq: 2})
+	since := func(row string) map[string]stamp {
+		found := map[string]stamp{}
+		for _, v := range Explain(b.n, b.s, Input{}) {
+			if v.Transition == row {
+				for _, u := range v.Unmet {
+					found[u.Name] = stamp{u.Since, u.SinceSeq}
+				}
 			}
 		}
+		return found
 	}
-	if len(since) != 2 || since["initialisation wanted"] != 7 || since["journal writable"] != 0 {
-		t.Error(since)
+	if got := since("initialise"); len(got) != 1 || got["initialisation wanted"] != (stamp{7, 2}) {
+		t.Error("before the event is durable: ", got)
+	}
+	b.s.Recorded(5)
+	b.n.SetReadOnly(8, 6)
+	if got := since("initialise"); len(got) != 2 || got["initialisation wanted"] != (stamp{7, 5}) || got["journal writable"] != (stamp{8, 6}) {
+		t.Error("after it: ", got)
+	}
+	if got := since("open"); got["somebody waits for the shard"] != (stamp{7, 5}) {
+		t.Error(got)
+	}
+	if b.n.sinceOf(b.s, PlaceOpenSlots) != (stamp{3, 1}) {
+		t.Error("no token was taken since the start")
+	}
+}
+
+// TestSinceAtRest: of a shard that was at rest everything is since its record.
+func TestSinceAtRest(t *testing.T) {
+	n, s := NewNet(1, 1, 1), &Shard{Life: shard.Available, Index: Indexed}
+	s.Rest(40, 4)
+	for _, v := range Why(n, s).Missing {
+		for _, u := range v.Unmet {
+			if u.Since != 40 || u.SinceSeq != 4 {
+				t.Errorf("%s: %d, %d", u.Name, u.Since, u.SinceSeq)
+			}
+		}
 	}
 }
 

@@ -25,7 +25,7 @@ func (m *machine) compile(rows []*Transition) {
 		if t.On == Auto {
 			t.slotless = nil
 			for _, g := range t.Guards {
-				if !g.slot {
+				if g.slot == NoSlot {
 					t.slotless = append(t.slotless, g)
 				}
 			}

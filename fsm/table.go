@@ -14,7 +14,7 @@ type Guard struct {
 	// Need says what must be so, Wakes what would make it so.
 	Need, Wakes string
 
-	slot  bool // asks for a token
+	slot  Slot // whose token it asks for, or NoSlot
 	holds func(*Net, *Shard, *Input) bool
 	have  func(*Net, *Shard, *Input) string
 }
@@ -105,7 +105,7 @@ func handleIs(h Handle, name, wakes string) *Guard {
 
 func slotFree(slot Slot) *Guard {
 	return &Guard{
-		Name: slot.String() + " slot free", slot: true, Reads: places(slot.place()),
+		Name: slot.String() + " slot free", slot: slot, Reads: places(slot.place()),
 		Need:  "a free " + slot.String() + " slot, and nobody ahead in its queue",
 		Wakes: "the end of a job that holds a " + slot.String() + " slot",
 		holds: func(n *Net, s *Shard, _ *Input) bool { return n.admits(slot, s) },
