@@ -24,6 +24,7 @@ type config struct {
 	noDownload      bool // acquires that forbid a download
 	direct, copied  bool // sources read in place, sources that need a copy
 	reclaim, slow   bool
+	overdue         bool // probes and opens that take long
 	follower        bool // read-only from the start: another hand writes the records
 }
 
@@ -289,6 +290,8 @@ func (w *world) movesInto(ms []move) []move {
 			step(i, Input{Trigger: CloseIdle})
 			step(i, Input{Trigger: Damage, Err: errModel})
 			step(i, Input{Trigger: Damage, Fault: FaultCopy, Err: errModel})
+		}
+		if w.cfg.hostile || w.cfg.overdue {
 			step(i, Input{Trigger: Overdue, Attempt: w.shards[i].Attempt})
 		}
 		if w.cfg.late {
