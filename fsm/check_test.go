@@ -141,7 +141,8 @@ func (c *checker) watch(t *Transition, st *step) {
 	}
 	c.fired[t]++
 	c.exclusive(t, st)
-	before, outBefore := mark(st.net, st.s), *st.out
+	before := mark(st.net, st.s)
+	replies, events, effects := len(st.out.Replies), len(st.out.Events), len(st.out.Effects)
 	if p := &st.net.slots[t.Slot]; t.Slot != NoSlot && p.queue.n > 0 && p.queue.first() != st.s {
 		c.fail("%s takes the token of somebody ahead in the queue", t.Name)
 	}
@@ -158,9 +159,9 @@ func (c *checker) watch(t *Transition, st *step) {
 		c.fail("N2: %s writes %v undeclared", t.Name, undeclared.List())
 	}
 	o := outDiff{
-		replies: st.out.Replies[len(outBefore.Replies):],
-		events:  st.out.Events[len(outBefore.Events):],
-		effects: st.out.Effects[len(outBefore.Effects):],
+		replies: st.out.Replies[replies:],
+		events:  st.out.Events[events:],
+		effects: st.out.Effects[effects:],
 	}
 	c.outcome(t, st, &old, &o, diff)
 }
@@ -427,6 +428,8 @@ func (c *checker) shardState(w *world, i int) string {
 	return c.evaluated(w, i)
 }
 
+var noInput Input
+
 // evaluated: a full evaluation of the automatic rows finds nothing to do (N8), and
 // the shard stands in the queue of a slot exactly if it lacks only the token.
 func (c *checker) evaluated(w *world, i int) string {
@@ -436,17 +439,15 @@ func (c *checker) evaluated(w *world, i int) string {
 	}
 	lacks := NoSlot
 	for _, t := range c.m.autos {
-		var others []*Guard
+		others := true
 		for _, g := range t.Guards {
-			if g.slot == NoSlot {
-				others = append(others, g)
-			}
+			others = others && (g.slot != NoSlot || g.holds(&w.net, s, &noInput))
 		}
-		in := Input{}
 		switch {
-		case allHold(t.Guards, &w.net, s, &in):
+		case !others:
+		case allHold(t.Guards, &w.net, s, &noInput):
 			return "N8: " + t.Name + " is enabled and was missed"
-		case len(others) < len(t.Guards) && allHold(others, &w.net, s, &in):
+		default:
 			lacks = t.Slot
 		}
 	}

@@ -82,10 +82,22 @@ type world struct {
 	depth int // of steps that woke each other
 	// wantMended: the move is a fault that must be mended, not recorded.
 	wantMended bool
+	// steps is memory for what a step takes and wants, for each depth. All worlds of
+	// one walk share it.
+	steps *[maxDepth + 1]struct {
+		in  Input
+		out Out
+	}
 }
+
+const maxDepth = 20 // of steps that wake each other
 
 func newWorld(m *machine, cfg *config) *world {
 	w := &world{cfg: cfg}
+	w.steps = new([maxDepth + 1]struct {
+		in  Input
+		out Out
+	})
 	w.net.m, w.net.ReadOnly = m, cfg.follower
 	for s := FetchSlot; s < numSlots; s++ {
 		w.net.slots[s].cap = max(cfg.tokens, 1)
@@ -528,18 +540,21 @@ func (w *world) request(m move) {
 
 // step steps one shard, and then those that are to be woken.
 func (w *world) step(i int, in Input, seen func(int, *Input, *Out)) {
-	if w.depth++; w.depth > 20 {
+	if w.depth++; w.depth > maxDepth {
 		w.blame("steps wake each other without end")
 		return
 	}
 	defer func() { w.depth-- }()
-	var out Out
-	if !w.net.Step(&w.shards[i], &in, &out) {
+	mem := &w.steps[w.depth]
+	mem.in = in
+	mem.out.Reset()
+	out := &mem.out
+	if !w.net.Step(&w.shards[i], &mem.in, out) {
 		w.blame("no row of " + in.Trigger.String() + " fired")
 	}
-	w.absorb(i, &in, &out)
+	w.absorb(i, &mem.in, out)
 	if seen != nil {
-		seen(i, &in, &out)
+		seen(i, &mem.in, out)
 	}
 	w.wake(out.Wake, seen)
 }

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"runtime/debug"
 	"slices"
 	"sort"
 	"sync"
@@ -240,6 +241,8 @@ func (m mutant) caught() (why string) {
 // guard removed and negated, each write undeclared, each mistake in each outcome
 // where it makes a difference. Every one must fail the model check. Proves N10.
 func TestMutants(t *testing.T) {
+	// The walks make much that lives for a moment.
+	defer debug.SetGCPercent(debug.SetGCPercent(400))
 	var all []mutant
 	all = append(all, guardMutants()...)
 	all = append(all, writeMutants()...)
