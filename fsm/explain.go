@@ -107,8 +107,10 @@ type Answer struct {
 	Waiting int    `json:"waiting"` // registrations and recoveries that wait
 	// Job is the running job, empty if none. FormerLife: it must end before this
 	// life can start one of its own.
-	Job        string `json:"job,omitempty"`
-	JobSince   int64  `json:"jobSince,omitempty"`
+	Job         string `json:"job,omitempty"`
+	Attempt     uint32 `json:"attempt,omitempty"`
+	JobSince    int64  `json:"jobSince,omitempty"`
+	JobSinceSeq uint64 `json:"jobSinceSeq,omitempty"`
 	FormerLife bool   `json:"formerLife,omitempty"`
 	// Queue is where the shard stands in line, if it lacks only a token.
 	Queue *QueuePlace `json:"queue,omitempty"`
@@ -141,7 +143,8 @@ func Why(n *Net, s *Shard) Answer {
 		Refs: s.Refs, Parked: s.acquires(), Waiting: len(s.Waiting),
 	}
 	if s.job != JobNone {
-		a.Job, a.JobSince, a.FormerLife = s.job.String(), s.began.time, s.stale
+		a.Job, a.Attempt, a.FormerLife = s.job.String(), s.Attempt, s.stale
+		a.JobSince, a.JobSinceSeq = s.JobBegan()
 	}
 	if s.Queued != NoSlot {
 		p := &n.slots[s.Queued]
@@ -203,7 +206,16 @@ func (t *Transition) onTheWay(n *Net, s *Shard) bool {
 }
 
 // String renders the answer as a few lines for a person.
-func (a Answer) String() string {
+func (a Answer) String() string { return a.Text(nil) }
+
+// Text is String with the times that are shown rendered by when, if it is not nil.
+func (a Answer) Text(when func(time int64) string) string {
+	since := func(time int64, seq uint64) string {
+		if when == nil || time == 0 {
+			return ""
+		}
+		return fmt.Sprintf(" since %s (event %d)", when(time), seq)
+	}
 	var b strings.Builder
 	if a.Ready {
 		fmt.Fprintf(&b, "ready: an acquire is answered at once\n")
@@ -217,7 +229,7 @@ func (a Answer) String() string {
 		if a.FormerLife {
 			of = " of a former life"
 		}
-		fmt.Fprintf(&b, "  running: a %s job%s\n", a.Job, of)
+		fmt.Fprintf(&b, "  running: a %s job%s%s\n", a.Job, of, since(a.JobSince, a.JobSinceSeq))
 	}
 	if q := a.Queue; q != nil {
 		fmt.Fprintf(&b, "  waits for a %s slot: %d of %d in use, %d ahead in the queue\n", q.Slot, q.Used, q.Capacity, q.Ahead)
@@ -228,8 +240,41 @@ func (a Answer) String() string {
 	for _, v := range a.Missing {
 		fmt.Fprintf(&b, "  next: %s (%s)\n", v.Transition, v.Does)
 		for _, u := range v.Unmet {
-			fmt.Fprintf(&b, "    needs %s; now %s; would be changed by %s\n", u.Need, u.Have, u.Wakes)
+			fmt.Fprintf(&b, "    needs %s; now %s%s; would be changed by %s\n", u.Need, u.Have, since(u.Since, u.SinceSeq), u.Wakes)
+			u.Holders.text(&b, since)
 		}
 	}
 	return b.String()
+}
+
+func (h *Holders) text(b *strings.Builder, since func(int64, uint64) string) {
+	if h == nil {
+		return
+	}
+	for _, x := range h.Listed {
+		b.WriteString("      held by ")
+		switch {
+		case x.Shard != "":
+			fmt.Fprintf(b, "%s of shard %q", x.Kind, x.Shard)
+		default:
+			b.WriteString("the " + x.Kind)
+		}
+		if x.Job != "" {
+			fmt.Fprintf(b, ": %s, attempt %d", x.Job, x.Attempt)
+		}
+		if x.FormerLife {
+			b.WriteString(", of a former life")
+		}
+		b.WriteString(since(x.Since, x.SinceSeq))
+		if x.Cause != "" {
+			fmt.Fprintf(b, ": %q", x.Cause)
+		}
+		b.WriteString("\n")
+	}
+	if more := h.Count - len(h.Listed); more > 0 {
+		fmt.Fprintf(b, "      and by %d more\n", more)
+	}
+	if len(h.Ahead) > 0 {
+		fmt.Fprintf(b, "      ahead in the queue: %q\n", h.Ahead)
+	}
 }

@@ -21,6 +21,7 @@ const (
 	GoalReclaimed
 
 	numGoals
+	goalAnswer = numGoals // the request of a given ticket succeeds
 )
 
 var goalNames = [numGoals]string{"an acquire is answered", "the shard is available", "the shard is gone", "the copy is reclaimed"}
@@ -79,8 +80,16 @@ const maxPathStates = 4096
 // tokens of a slot, the path waits for as many as have to come back first. What they
 // may come to want later is not foreseen. Requests that do not help towards the goal
 // are not tried: no path to an accessor destroys the shard.
-func Path(n *Net, s *Shard, goal Goal) (steps []PathStep, ok bool) {
-	start := newPathNode(n, s)
+func Path(n *Net, s *Shard, goal Goal) (steps []PathStep, ok bool) { return search(n, s, goal, 0) }
+
+// PathOf finds the shortest way to a successful answer of the ticket, which waits for
+// s. What would take it off the shard unanswered is not on it: other requests, and a
+// restart. That there is none is possible: an acquire that forbids a download is
+// refused if the probe must not find a copy.
+func PathOf(n *Net, s *Shard, t Ticket) (steps []PathStep, ok bool) { return search(n, s, goalAnswer, t) }
+
+func search(n *Net, s *Shard, goal Goal, t Ticket) (steps []PathStep, ok bool) {
+	start := newPathNode(n, s, t)
 	if start.at(goal) {
 		return nil, true
 	}
@@ -92,8 +101,10 @@ func Path(n *Net, s *Shard, goal Goal) (steps []PathStep, ok bool) {
 		for _, p := range from.inputs(goal) {
 			from.cloneInto(next)
 			next.from, next.step = from, p
-			served := next.apply()
-			if served && goal == GoalAccessor || next.at(goal) {
+			for _, r := range next.apply() {
+				ok = ok || goal == GoalAccessor && r.Accessor || goal == goalAnswer && r.Ticket == t && r.Code == OK
+			}
+			if ok || next.at(goal) {
 				return next.steps(), true
 			}
 			k := next.key()
@@ -122,11 +133,11 @@ type pathNode struct {
 // pathTicket is the acquire of a path. Nobody wants the answers to its other requests.
 const pathTicket = ^Ticket(0)
 
-func newPathNode(n *Net, s *Shard) *pathNode {
+func newPathNode(n *Net, s *Shard, t Ticket) *pathNode {
 	p := &pathNode{s: *s}
 	p.net.m, p.net.ReadOnly = n.m, n.ReadOnly
 	// No guard asks how many wait.
-	p.s.Parked, p.s.Local, p.s.Waiting = firstOf(s.Parked), firstOf(s.Local), firstOf(s.Waiting)
+	p.s.Parked, p.s.Local, p.s.Waiting = oneOf(s.Parked, t), oneOf(s.Local, t), oneOf(s.Waiting, t)
 	p.s.Owner = nil
 	for slot := FetchSlot; slot < numSlots; slot++ {
 		real, q := &n.slots[slot], &p.net.slots[slot]
@@ -155,7 +166,13 @@ func newPathNode(n *Net, s *Shard) *pathNode {
 	return p
 }
 
-func firstOf(ts []Ticket) []Ticket { return cloned(ts[:min(len(ts), 1)]) }
+// oneOf keeps t of ts, or else the first.
+func oneOf(ts []Ticket, t Ticket) []Ticket {
+	if has(ts, t) {
+		return []Ticket{t}
+	}
+	return cloned(ts[:min(len(ts), 1)])
+}
 
 // cloneInto copies p to c and uses the memory that c has.
 func (p *pathNode) cloneInto(c *pathNode) {
@@ -270,7 +287,7 @@ func (p *pathNode) inputs(goal Goal) (ps []PathStep) {
 			WaitsFor: "the return of " + counted(p.claims[slot], slot.String()+" token"),
 		})
 	}
-	if p.net.ReadOnly && goal != GoalReclaimed {
+	if p.net.ReadOnly && goal != GoalReclaimed && goal != goalAnswer {
 		ps = append(ps, PathStep{Trigger: "reopen", Times: 1, By: "the operator", WaitsFor: "the store opened anew, its journal writable"})
 	}
 	return ps
@@ -330,8 +347,8 @@ func (p *pathNode) enabled() bool {
 	return false
 }
 
-// apply makes the step of p. It reports whether an acquire was served.
-func (p *pathNode) apply() (served bool) {
+// apply makes the step of p and returns the answers that it gives.
+func (p *pathNode) apply() []Reply {
 	var out Out
 	st := &p.step
 	switch st.Trigger {
@@ -361,10 +378,7 @@ func (p *pathNode) apply() (served bool) {
 	for _, e := range out.Events {
 		st.Records = append(st.Records, e.Kind.String())
 	}
-	for _, r := range out.Replies {
-		served = served || r.Accessor
-	}
-	return served
+	return out.Replies
 }
 
 // reopen leaves of the shard what is durable, or what that can only be.

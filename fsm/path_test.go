@@ -299,6 +299,7 @@ func TestPathIsShortest(t *testing.T) {
 			if err != nil || !there {
 				t.Fatalf("until %s: the path does not lead there (%v) from %s\n%v", goal, err, Why(&w.net, &w.shards[0]), steps)
 			}
+			pathOfCaller(t, w, goal, steps)
 			// A life that gave up while the journal was read-only is recorded as recovering,
 			// of which the machine knows nothing: the restart goes on by itself.
 			gaveUp := w.shards[0].Life == shard.Errored && w.fates[0].durable == shard.Recovering
@@ -308,6 +309,41 @@ func TestPathIsShortest(t *testing.T) {
 			}
 		}
 		t.Logf("until %s: %d states, at most %d steps", goal, len(starts), longest)
+	}
+}
+
+// pathOfCaller: the path to the answer of the caller that waits leads to it. That of an
+// acquire that others could have made is the path to an accessor.
+func pathOfCaller(t *testing.T, w *world, goal Goal, accessor []PathStep) {
+	t.Helper()
+	if w.callers[0].asks != waits || goal != GoalAccessor {
+		return
+	}
+	s := &w.shards[0]
+	steps, ok := PathOf(&w.net, s, 1)
+	if !ok {
+		// Only one that would be refused in time, or whose outcome cannot be recorded.
+		if !(has(s.Local, 1) && s.Fresh) && !w.net.ReadOnly {
+			t.Fatalf("no path to the answer of a ticket from %s", Why(&w.net, s))
+		}
+		return
+	}
+	if has(s.Parked, 1) && len(steps) != len(accessor) && accessor[0].Trigger != "reopen" {
+		t.Fatalf("%d steps to the answer of a parked acquire, %d to an accessor", len(steps), len(accessor))
+	}
+	x := w.clone()
+	for i, p := range steps {
+		mv := move{in: p.in}
+		if mv.in.Attempt != 0 {
+			mv.in.Attempt = x.shards[0].Attempt
+		}
+		if x.callers[0].asks != waits {
+			t.Fatalf("answered after %d of %v", i, steps)
+		}
+		x, _ = reaches(x, mv, goal)
+	}
+	if x.callers[0].asks == waits || x.broken != "" {
+		t.Fatalf("not answered by %v (%s)", steps, x.broken)
 	}
 }
 
