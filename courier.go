@@ -24,6 +24,8 @@ type courier struct {
 		sync.Mutex
 		groups []*courierGroup
 		closed bool
+		held   map[uint64]parcel // what waits by number, for who asks
+		number uint64
 	}
 	wg sync.WaitGroup
 }
@@ -32,6 +34,8 @@ type parcel struct {
 	ctx context.Context
 	out chan ShardResult
 	res ShardResult
+	req *request // nil: not known any more
+	no  uint64
 }
 
 type courierGroup struct {
@@ -40,7 +44,11 @@ type courierGroup struct {
 	wake     chan struct{}
 }
 
-func newCourier() *courier { return &courier{} }
+func newCourier() *courier {
+	c := &courier{}
+	c.mu.held = make(map[uint64]parcel)
+	return c
+}
 
 // discard closes what a result carries; nobody will get it.
 func (r *ShardResult) discard() {
@@ -63,7 +71,7 @@ func (c *courier) deliver(req *request, res ShardResult) {
 		}
 	case notYet:
 		if req.ctx.Err() == nil {
-			c.hold(parcel{req.ctx, req.out, res})
+			c.hold(parcel{ctx: req.ctx, out: req.out, res: res, req: req})
 			return
 		}
 		res.discard() // who left counts as answered
@@ -114,7 +122,11 @@ func watchBuffered(req *request, acc *ShardAccessor) {
 					res = ShardResult{Key: req.key, Error: req.ctx.Err()}
 				}
 				if offer(req.out, res) == notYet {
-					acc.loop.d.courier.hold(parcel{context.Background(), req.out, res})
+					p := parcel{ctx: context.Background(), out: req.out, res: res}
+					if mine {
+						p.req = req
+					}
+					acc.loop.d.courier.hold(p)
 				}
 				if mine {
 					return
@@ -137,6 +149,9 @@ func (c *courier) hold(p parcel) {
 		c.lastTry(&p)
 		return
 	}
+	c.mu.number++
+	p.no = c.mu.number
+	c.mu.held[p.no] = p
 	for _, g := range c.mu.groups {
 		if g.n < groupSize {
 			g.add(p)
@@ -203,10 +218,16 @@ func (c *courier) run(g *courierGroup) {
 			}
 			c.mu.Lock()
 			c.removeLocked(g)
+			for j := range held {
+				delete(c.mu.held, held[j].no)
+			}
 			c.mu.Unlock()
 			return
 		case i == waitWake:
 		default:
+			c.mu.Lock()
+			delete(c.mu.held, held[i].no)
+			c.mu.Unlock()
 			if ended {
 				held[i].res.discard()
 			}

@@ -45,6 +45,8 @@ var (
 	// not be written: reopen the store. Open accessors and acquires of available
 	// shards go on working.
 	ErrReadOnly = errors.New("dagstore is read-only")
+	// ErrRequestUnknown: no pending request has that ID.
+	ErrRequestUnknown = errors.New("no such request is pending")
 	// ErrShardChanged: the store follows the journal of another process, and that one
 	// changed the shard while the request waited.
 	ErrShardChanged = errors.New("the shard was changed by the writer meanwhile; ask again")

@@ -39,6 +39,7 @@ type eventLoop struct {
 		sync.Mutex
 		completion []input
 		external   []input
+		tickets    fsm.Ticket // given to requests
 		asleep     bool
 		closed     bool
 		room       chan struct{} // closed and replaced when the external queue has room again
@@ -50,12 +51,11 @@ type eventLoop struct {
 	taken    []input // external inputs of this turn
 	finished []input // completions of this turn
 
-	net     *fsm.Net
-	in      fsm.Input
-	out     fsm.Out
-	now     int64
-	tickets fsm.Ticket
-	parked  map[fsm.Ticket]*request
+	net    *fsm.Net
+	in     fsm.Input
+	out    fsm.Out
+	now    int64
+	parked map[fsm.Ticket]*request
 	// cancelling are the shards with cancelled acquires of this turn.
 	cancelling []*live
 	mounts     map[uint64]retained // live mounts of this process by generation
@@ -177,6 +177,8 @@ func (e *eventLoop) submit(req *request) error {
 			e.mu.Unlock()
 			return ErrClosed
 		case len(e.mu.external) < maxExternal:
+			e.mu.tickets++
+			req.ticket, req.since = e.mu.tickets, e.clock()
 			e.mu.external = append(e.mu.external, input{req: req})
 			e.wakeLocked()
 			e.mu.Unlock()
@@ -338,8 +340,6 @@ func (e *eventLoop) feed(in *input) {
 	fi := &e.in
 	*fi = fsm.Input{Trigger: in.trig, Time: e.now}
 	if req := in.req; req != nil {
-		e.tickets++
-		req.ticket = e.tickets
 		fi.Trigger, fi.Ticket, fi.NoDownload = req.kind, req.ticket, req.noDownload
 		if req.reg != nil {
 			fi.Lazy, fi.Direct = req.reg.lazy, req.reg.direct

@@ -54,7 +54,8 @@ type request struct {
 	ctx    context.Context
 	out    chan ShardResult
 	key    shard.Key
-	ticket fsm.Ticket
+	ticket fsm.Ticket // given when it is queued
+	since  int64      // ... at this time
 	kind   fsm.Trigger
 	// state goes from pending to answered or abandoned, once.
 	state atomic.Int32

@@ -111,7 +111,7 @@ type Answer struct {
 	Attempt     uint32 `json:"attempt,omitempty"`
 	JobSince    int64  `json:"jobSince,omitempty"`
 	JobSinceSeq uint64 `json:"jobSinceSeq,omitempty"`
-	FormerLife bool   `json:"formerLife,omitempty"`
+	FormerLife  bool   `json:"formerLife,omitempty"`
 	// Queue is where the shard stands in line, if it lacks only a token.
 	Queue *QueuePlace `json:"queue,omitempty"`
 	// Cause is the last failure, empty if it was mended.
@@ -210,12 +210,7 @@ func (a Answer) String() string { return a.Text(nil) }
 
 // Text is String with the times that are shown rendered by when, if it is not nil.
 func (a Answer) Text(when func(time int64) string) string {
-	since := func(time int64, seq uint64) string {
-		if when == nil || time == 0 {
-			return ""
-		}
-		return fmt.Sprintf(" since %s (event %d)", when(time), seq)
-	}
+	since := sinceText(when)
 	var b strings.Builder
 	if a.Ready {
 		fmt.Fprintf(&b, "ready: an acquire is answered at once\n")
@@ -237,14 +232,34 @@ func (a Answer) Text(when func(time int64) string) string {
 	if a.Cause != "" {
 		fmt.Fprintf(&b, "  last failure: %q\n", a.Cause)
 	}
-	for _, v := range a.Missing {
-		fmt.Fprintf(&b, "  next: %s (%s)\n", v.Transition, v.Does)
+	verdicts(&b, a.Missing, since)
+	return b.String()
+}
+
+func sinceText(when func(int64) string) func(int64, uint64) string {
+	return func(time int64, seq uint64) string {
+		if when == nil || time == 0 {
+			return ""
+		}
+		return fmt.Sprintf(" since %s (event %d)", when(time), seq)
+	}
+}
+
+// VerdictsText renders verdicts as [Answer.Text] does.
+func VerdictsText(vs []Verdict, when func(time int64) string) string {
+	var b strings.Builder
+	verdicts(&b, vs, sinceText(when))
+	return b.String()
+}
+
+func verdicts(b *strings.Builder, vs []Verdict, since func(int64, uint64) string) {
+	for _, v := range vs {
+		fmt.Fprintf(b, "  next: %s (%s)\n", v.Transition, v.Does)
 		for _, u := range v.Unmet {
-			fmt.Fprintf(&b, "    needs %s; now %s%s; would be changed by %s\n", u.Need, u.Have, since(u.Since, u.SinceSeq), u.Wakes)
-			u.Holders.text(&b, since)
+			fmt.Fprintf(b, "    needs %s; now %s%s; would be changed by %s\n", u.Need, u.Have, since(u.Since, u.SinceSeq), u.Wakes)
+			u.Holders.text(b, since)
 		}
 	}
-	return b.String()
 }
 
 func (h *Holders) text(b *strings.Builder, since func(int64, uint64) string) {

@@ -86,7 +86,9 @@ func Path(n *Net, s *Shard, goal Goal) (steps []PathStep, ok bool) { return sear
 // s. What would take it off the shard unanswered is not on it: other requests, and a
 // restart. That there is none is possible: an acquire that forbids a download is
 // refused if the probe must not find a copy.
-func PathOf(n *Net, s *Shard, t Ticket) (steps []PathStep, ok bool) { return search(n, s, goalAnswer, t) }
+func PathOf(n *Net, s *Shard, t Ticket) (steps []PathStep, ok bool) {
+	return search(n, s, goalAnswer, t)
+}
 
 func search(n *Net, s *Shard, goal Goal, t Ticket) (steps []PathStep, ok bool) {
 	start := newPathNode(n, s, t)

@@ -250,6 +250,9 @@ func (s *Shard) stamp(changed Places, now stamp) {
 // JobBegan is when the running job was started.
 func (s *Shard) JobBegan() (time int64, seq uint64) { return s.began.time, s.began.seq }
 
+// FormerJob says that the running job is of a former life.
+func (s *Shard) FormerJob() bool { return s.stale }
+
 // Job returns the running job, or JobNone.
 func (s *Shard) Job() Job { return s.job }
 
