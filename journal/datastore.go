@@ -48,7 +48,10 @@ type Datastore struct {
 	}
 }
 
-var _ Journal = (*Datastore)(nil)
+var (
+	_ Journal    = (*Datastore)(nil)
+	_ Positioner = (*Datastore)(nil)
+)
 
 // OpenDatastore opens the journal in d, or begins one. It reads and verifies all of
 // it. ctx governs the opening only. Keys that are not of the journal's form are
@@ -198,6 +201,26 @@ func (j *Datastore) Head() Position {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	return j.mu.head
+}
+
+// PositionAt implements [Positioner]. It reads at most one value.
+func (j *Datastore) PositionAt(seq uint64) (Position, error) {
+	j.mu.Lock()
+	firsts, head, closed := j.mu.firsts, j.mu.head, j.mu.closed
+	j.mu.Unlock()
+	if closed {
+		return Position{}, fmt.Errorf("position at %d: %w", seq, ErrClosed)
+	}
+	if known, err := knownPosition(seq, head, Position{}); err != nil {
+		return Position{}, err
+	} else if known != nil {
+		return *known, nil
+	}
+	i := j.startOf(firsts, head, seq-1)
+	if i == len(firsts)-1 {
+		return head, nil
+	}
+	return j.endOf(firsts, i)
 }
 
 // Replay implements [Journal].

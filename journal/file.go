@@ -6,8 +6,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
-	"sort"
 	"sync"
 
 	"github.com/dagstore/dagstore/internal/fsio"
@@ -53,11 +51,17 @@ func (o FileOptions) withDefaults() (FileOptions, error) {
 type Stats struct {
 	Segments  int
 	Bytes     int64  // of all segments, without the space written ahead
-	OldestSeq uint64 // of the first event that is still there, or of the first to come
+	OldestSeq uint64 // of the first event above the horizon, or of the first to come
+	Horizon   Position
+	BaseBytes int64  // of the base of the horizon
 	Appends   uint64 // batches
 	Syncs     uint64 // of files
 	TornTails uint64 // tears that were cut when the journal was opened: 0 or 1
 	TornBytes int64  // how much was cut
+	Removed   uint64 // segments that fell below the horizon since it was opened
+	// HeadErrors counts failures to tell other processes how far the journal is
+	// durable. They may show less of it than there is until one succeeds.
+	HeadErrors uint64
 }
 
 // File is a journal in segmented files; see segment.go for the format.
@@ -69,8 +73,7 @@ type Stats struct {
 //	[end, size)    zeros
 //	Head           = the position after the last frame in [0, synced)
 type File struct {
-	fsys fsio.FS
-	dir  string
+	files
 	opts FileOptions
 	lock io.Closer
 
@@ -80,22 +83,13 @@ type File struct {
 	tail      *tail
 	next      *tail // the successor, once its name exists, until tail is sealed
 	marked    bool  // nothing was appended behind the last mark
+	told      headFile
 
-	// removing is held by RemoveBelow and Close. It guards gone.
-	removing sync.Mutex
-	gone     []string // segments below the horizon, yet to be removed
-
-	// mu guards what readers need. It is never held during I/O.
-	mu struct {
-		sync.Mutex
-		head   Position
-		sealed []sealedSegment
-		last   segment
-		end    int64 // of the last segment's synced frames
-		stats  Stats
-		broken error
-		closed bool
-	}
+	// compacting is held by Compact and Close, before appending if both are. It guards
+	// bases and gone.
+	compacting sync.Mutex
+	bases      []string // that may have a file, the present one among them
+	gone       []string // what is below the horizon, yet to be removed
 }
 
 // tail is a segment that frames are written to.
@@ -106,13 +100,11 @@ type tail struct {
 	size int64 // of the file; all zeros from end on
 }
 
-type sealedSegment struct {
-	segment
-	end  Position
-	size int64
-}
-
-var _ Journal = (*File)(nil)
+var (
+	_ Journal    = (*File)(nil)
+	_ Positioner = (*File)(nil)
+	_ Compactor  = (*File)(nil)
+)
 
 // Append implements [Journal].
 func (f *File) Append(events []shard.Event) (Position, error) {
@@ -139,10 +131,12 @@ func (f *File) Append(events []shard.Event) (Position, error) {
 		return Position{}, err
 	}
 	f.marked = false
+	f.tell(end, false)
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.mu.stats.Appends++
 	f.mu.head, f.mu.end = end, f.tail.end
+	f.mu.pointsOf(f.tail.number).add(seekPoint{off: f.tail.end, before: end})
 	return end, nil
 }
 
@@ -293,6 +287,8 @@ func (f *File) rotate(head Position) error {
 func (f *File) publishRotation(s sealedSegment) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	p := f.mu.pointsOf(s.number)
+	p.thin(len(p.all))
 	f.mu.sealed = append(f.mu.sealed, s)
 	f.mu.last, f.mu.end = f.tail.segment, f.tail.end
 }
@@ -343,14 +339,17 @@ func (f *File) seal(t *tail, head Position) error {
 	return nil
 }
 
-func (f *File) path(name string) string { return filepath.Join(f.dir, name) }
-
 // Head implements [Journal].
-func (f *File) Head() Position {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.mu.head
-}
+func (f *File) Head() Position { return f.head() }
+
+// PositionAt implements [Positioner]. It reads little or nothing for what was
+// appended or replayed since the journal was opened, and at most a segment's headers
+// otherwise.
+func (f *File) PositionAt(seq uint64) (Position, error) { return f.positionAt(seq) }
+
+// Replay implements [Journal]. It reads and verifies in one goroutine while another
+// decodes and visits, unless there is little to read.
+func (f *File) Replay(seq uint64, visit func(*Batch) error) error { return f.replay(seq, visit) }
 
 // Stats returns the journal's counters.
 func (f *File) Stats() Stats {
@@ -359,82 +358,35 @@ func (f *File) Stats() Stats {
 	s := f.mu.stats
 	s.Segments = len(f.mu.sealed) + 1
 	s.Bytes = f.mu.end
-	s.OldestSeq = f.oldestLocked()
+	s.Horizon, s.BaseBytes, s.OldestSeq = f.mu.horizon, f.mu.baseSize, f.mu.horizon.Seq+1
 	for i := range f.mu.sealed {
 		s.Bytes += f.mu.sealed[i].size
 	}
 	return s
 }
 
-// oldestLocked is the seq of the first event that is still there, or of the first
-// to come.
-func (f *File) oldestLocked() uint64 {
-	if len(f.mu.sealed) > 0 {
-		return f.mu.sealed[0].before.Seq + 1
-	}
-	return f.mu.last.before.Seq + 1
-}
-
-// RemoveBelow removes the sealed segments all of whose events have a sequence
-// number below seq, oldest first. From then on a Replay from there returns
-// [ErrCompacted]. Callers see to it that every view and checkpoint has passed them.
-//
-//	HORIZON durable → files removed, oldest first
-//
-// so a segment that is missing is below the horizon or is damage. After an error the
-// removal may be repeated; an interrupted one is finished when the journal is opened.
-func (f *File) RemoveBelow(seq uint64) error {
-	f.removing.Lock()
-	defer f.removing.Unlock()
-	if _, err := f.writable("remove"); err != nil {
-		return err
-	}
-	f.mu.Lock()
-	n := sort.Search(len(f.mu.sealed), func(i int) bool { return f.mu.sealed[i].end.Seq >= seq })
-	below, keep := f.mu.sealed[:n], f.mu.last
-	if n < len(f.mu.sealed) {
-		keep = f.mu.sealed[n].segment
-	}
-	f.mu.Unlock()
-	if n > 0 {
-		err := fsio.WriteFileAtomic(f.fsys, f.path(horizonName), fileMode, func(w fsio.File) error {
-			return writeAt(w, keep.header(), 0)
-		})
-		if err != nil {
-			return fmt.Errorf("journal: remove below %d: nothing was removed: %w", seq, err)
-		}
-		f.mu.Lock()
-		f.mu.sealed = f.mu.sealed[n:]
-		f.mu.Unlock()
-		for i := range below {
-			f.gone = append(f.gone, below[i].name())
-		}
-	}
-	for len(f.gone) > 0 {
-		if err := f.remove(f.gone[:1]); err != nil {
-			return fmt.Errorf("journal: remove below %d: %w", seq, err)
-		}
-		f.gone = f.gone[1:]
-	}
-	return nil
-}
-
 // Close implements [Journal]. It leaves a mark behind the last batch, so that rot
 // in that batch cannot pass for a tear when the journal is opened again.
 func (f *File) Close() error {
+	f.mu.Lock()
+	closed := f.mu.closed
+	f.mu.closed = true // which ends a compaction
+	f.mu.Unlock()
+	f.compacting.Lock()
+	defer f.compacting.Unlock()
 	f.appending.Lock()
 	defer f.appending.Unlock()
-	f.removing.Lock()
-	defer f.removing.Unlock()
-	f.mu.Lock()
-	closed, broken, head := f.mu.closed, f.mu.broken, f.mu.head
-	f.mu.closed = true
-	f.mu.Unlock()
 	if closed {
 		return nil
 	}
+	f.mu.Lock()
+	broken, head := f.mu.broken, f.mu.head
+	f.mu.Unlock()
 	if broken == nil && f.next == nil && !f.marked {
 		f.mark(head)
+	}
+	if broken == nil {
+		f.tell(head, true)
 	}
 	return f.release()
 }
@@ -454,6 +406,9 @@ func (f *File) release() error {
 		if t != nil && t.file != nil {
 			errs = append(errs, t.file.Close())
 		}
+	}
+	if f.told.file != nil {
+		_ = f.told.file.Close() // nobody was promised anything
 	}
 	if err := errors.Join(append(errs, f.lock.Close())...); err != nil {
 		return fmt.Errorf("journal: close: %w", err)

@@ -149,28 +149,41 @@ type encoder struct {
 // batch encodes events as the frame that follows pos at offset. The frame is valid
 // until the next call. Nothing is changed by an error.
 func (e *encoder) batch(events []shard.Event, pos Position, offset int64, s *salt) (frame []byte, end Position, err error) {
-	var blank [frameHeaderSize]byte
-	e.buf = append(e.buf[:0], blank[:]...)
+	e.reset()
 	for i := range events {
 		ev := &events[i]
 		if err := checkEvent(ev, pos.Seq+1+uint64(i)); err != nil {
 			return nil, Position{}, err
 		}
 		e.buf = shard.AppendEvent(e.buf, ev)
-		if len(e.buf)-frameHeaderSize > maxPayload {
+		if e.len() > maxPayload {
 			return nil, Position{}, fmt.Errorf("%w: %d events fill more than %d bytes; append them in smaller batches", ErrTooLarge, len(events), maxPayload)
 		}
 	}
+	frame, end = e.frame(len(events), pos, offset, s)
+	return frame, end, nil
+}
+
+var blankHeader [frameHeaderSize]byte
+
+// reset begins a frame: its payload is appended to e.buf.
+func (e *encoder) reset() { e.buf = append(e.buf[:0], blankHeader[:]...) }
+
+// len is the size of the payload so far.
+func (e *encoder) len() int { return len(e.buf) - frameHeaderSize }
+
+// frame makes the payload so far, of count events, the frame that follows pos.
+func (e *encoder) frame(count int, pos Position, offset int64, s *salt) (frame []byte, end Position) {
 	payload := e.buf[frameHeaderSize:]
-	end = Position{Seq: pos.Seq + uint64(len(events)), Digest: e.next(&pos.Digest, pos.Seq+1, payload)}
+	end = Position{Seq: pos.Seq + uint64(count), Digest: e.next(&pos.Digest, pos.Seq+1, payload)}
 	h := frameHeader{
-		kind: frameBatch, length: uint32(len(payload)), count: uint32(len(events)),
+		kind: frameBatch, length: uint32(len(payload)), count: uint32(count),
 		offset: uint64(offset), first: pos.Seq + 1, digest: end.Digest,
 		payloadCRC: crc32.Checksum(payload, castagnoli),
 	}
 	h.put(e.buf, s)
-	e.buf = append(e.buf, blank[:frameSize(len(payload))-len(e.buf)]...)
-	return e.buf, end, nil
+	e.buf = append(e.buf, blankHeader[:frameSize(len(payload))-len(e.buf)]...)
+	return e.buf, end
 }
 
 // checkEvent refuses what could not be read back as it is.
@@ -178,12 +191,16 @@ func checkEvent(ev *shard.Event, seq uint64) error {
 	switch {
 	case ev.Seq != seq:
 		return fmt.Errorf("%w: seq %d where %d comes next", ErrOutOfOrder, ev.Seq, seq)
-	case ev.Gen == 0 || ev.Gen > ev.Seq,
-		ev.Kind < shard.EventRegistered || ev.Kind > shard.EventDestroyed,
-		ev.State.Life > shard.Recovering:
+	case !legal(ev):
 		return fmt.Errorf("journal: append: %w: seq %d: gen %d, kind %d, life %d", shard.ErrBadEvent, seq, ev.Gen, ev.Kind, ev.State.Life)
 	}
 	return nil
+}
+
+// legal reports whether ev can be read back as it is.
+func legal(ev *shard.Event) bool {
+	return ev.Gen > 0 && ev.Gen <= ev.Seq && ev.Kind >= shard.EventRegistered && ev.Kind <= shard.EventDestroyed &&
+		ev.State.Life <= shard.Recovering
 }
 
 // bare encodes a footer or a mark, a frame without payload.

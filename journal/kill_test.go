@@ -8,7 +8,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strconv"
-	"sync"
 	"testing"
 
 	"go.uber.org/goleak"
@@ -96,60 +95,4 @@ func killOne(t *testing.T, dir string, n int) (acked uint64) {
 		t.Fatalf("the victim ended by itself, or at once: %v, %d acknowledged", err, acked)
 	}
 	return acked
-}
-
-// Proves C7, G1: removal, replays and appends at the same time. A replay shows the
-// whole rest, or says that its beginning was removed.
-func TestRemoveWhileReplaying(t *testing.T) {
-	t.Parallel()
-	j := mustOpen(t, fsio.NewSim(1))
-	defer j.Close()
-	stop := make(chan struct{})
-	var others sync.WaitGroup
-	for range 2 {
-		others.Go(func() {
-			for {
-				from := j.Stats().OldestSeq - 1
-				next := uint64(0)
-				err := j.Replay(from, func(b *journal.Batch) error {
-					if first := b.Events[0].Seq; next != 0 && first != next {
-						t.Errorf("seq %d where %d comes next", first, next)
-					}
-					next = b.End.Seq + 1
-					return nil
-				})
-				if err != nil && !errors.Is(err, journal.ErrCompacted) {
-					t.Errorf("Replay(%d) = %v", from, err)
-				}
-				select {
-				case <-stop:
-					return
-				default:
-				}
-			}
-		})
-	}
-	others.Go(func() {
-		for {
-			if err := j.RemoveBelow(j.Head().Seq - min(20, j.Head().Seq)); err != nil {
-				t.Errorf("RemoveBelow: %v", err)
-			}
-			select {
-			case <-stop:
-				return
-			default:
-			}
-		}
-	})
-	for range 300 {
-		if _, err := j.Append(journaltest.Events(j.Head().Seq+1, 5)); err != nil {
-			t.Fatal(err)
-		}
-	}
-	close(stop)
-	others.Wait()
-	must(t, j.RemoveBelow(j.Head().Seq+1))
-	if s := j.Stats(); s.Segments != 1 {
-		t.Errorf("more is left than the last segment: %+v", s)
-	}
 }

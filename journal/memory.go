@@ -1,7 +1,9 @@
 package journal
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"sync"
 
 	"github.com/dagstore/dagstore/shard"
@@ -10,10 +12,13 @@ import (
 // Memory is a journal that lives as long as the process. Its batches are kept in
 // their encoded form, so that it costs little and exercises the same encoding.
 type Memory struct {
-	mu struct {
+	compacting sync.Mutex // held by Compact
+	mu         struct {
 		sync.Mutex
 		batches []memoryBatch
 		head    Position
+		horizon Position
+		base    []memoryRun
 		enc     encoder
 		closed  bool
 	}
@@ -25,7 +30,17 @@ type memoryBatch struct {
 	end     Position
 }
 
-var _ Journal = (*Memory)(nil)
+// memoryRun is a run of the base, its events each as a base file has them.
+type memoryRun struct {
+	payload string
+	count   int
+}
+
+var (
+	_ Journal    = (*Memory)(nil)
+	_ Positioner = (*Memory)(nil)
+	_ Compactor  = (*Memory)(nil)
+)
 
 // NewMemory returns an empty journal in memory.
 func NewMemory() *Memory { return new(Memory) }
@@ -61,8 +76,11 @@ func (m *Memory) Head() Position {
 // Replay implements [Journal].
 func (m *Memory) Replay(seq uint64, visit func(*Batch) error) error {
 	m.mu.Lock()
-	batches := m.mu.batches // only ever appended to
+	batches, horizon := m.mu.batches, m.mu.horizon // batches is appended to and replaced
 	m.mu.Unlock()
+	if seq < horizon.Seq {
+		return fmt.Errorf("%w: replay from seq %d, the oldest kept is %d", ErrCompacted, seq+1, horizon.Seq+1)
+	}
 	lo := firstAfter(len(batches), seq, func(i int) uint64 { return batches[i].end.Seq })
 	var b Batch
 	for _, mb := range batches[lo:] {
@@ -84,6 +102,107 @@ func (m *Memory) Replay(seq uint64, visit func(*Batch) error) error {
 	return nil
 }
 
+// PositionAt implements [Positioner].
+func (m *Memory) PositionAt(seq uint64) (Position, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.closed {
+		return Position{}, fmt.Errorf("position at %d: %w", seq, ErrClosed)
+	}
+	if known, err := knownPosition(seq, m.mu.head, m.mu.horizon); err != nil {
+		return Position{}, err
+	} else if known != nil {
+		return *known, nil
+	}
+	return m.mu.batches[m.indexLocked(seq-1)].end, nil
+}
+
+// indexLocked is the index of the first batch that ends after seq.
+func (m *Memory) indexLocked(seq uint64) int {
+	return firstAfter(len(m.mu.batches), seq, func(i int) uint64 { return m.mu.batches[i].end.Seq })
+}
+
+// Horizon implements [Compactor].
+func (m *Memory) Horizon() Position {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.mu.horizon
+}
+
+// Base implements [Compactor].
+func (m *Memory) Base(visit func(events []shard.Event) error) (Position, error) {
+	m.mu.Lock()
+	base, at := m.mu.base, m.mu.horizon // base is only ever replaced
+	m.mu.Unlock()
+	var events []shard.Event
+	for _, run := range base {
+		if m.isClosed() {
+			return Position{}, fmt.Errorf("base: %w", ErrClosed)
+		}
+		var err error
+		if events, err = decodeRun(events, run.payload, at.Seq, run.count); err != nil {
+			return Position{}, fmt.Errorf("journal: base: %w", err)
+		}
+		if err := visit(events); err != nil {
+			return Position{}, err
+		}
+	}
+	if m.isClosed() {
+		return Position{}, fmt.Errorf("base: %w", ErrClosed)
+	}
+	return at, nil
+}
+
+// Reclaimable implements [Compactor]: the bytes of the batches below at and of the
+// base that another would replace.
+func (m *Memory) Reclaimable(at Position) (n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if at.Seq <= m.mu.horizon.Seq {
+		return 0
+	}
+	for _, run := range m.mu.base {
+		n += int64(len(run.payload))
+	}
+	for _, b := range m.mu.batches[:m.indexLocked(at.Seq)] {
+		n += int64(len(b.payload))
+	}
+	return n
+}
+
+// Compact implements [Compactor]. It frees the batches below at.
+func (m *Memory) Compact(ctx context.Context, at Position, base func(emit func(*shard.Event) error) error) error {
+	m.compacting.Lock()
+	defer m.compacting.Unlock()
+	now := m.Horizon()
+	if err := checkHorizon(m, at, now); err != nil || at == now {
+		return err
+	}
+	var kept []memoryRun
+	r := newRuns(ctx, at, salt{}, m.isClosed, func(frame []byte, _ int64) error {
+		if h, _ := parseHeader(frame, new(salt)); h.kind == frameBatch {
+			kept = append(kept, memoryRun{payload: string(frame[frameHeaderSize : frameHeaderSize+int(h.length)]), count: int(h.count)})
+		}
+		return nil
+	})
+	err := base(r.emit)
+	if err == nil {
+		err = r.finish()
+	}
+	if err != nil {
+		return fmt.Errorf("journal: compact to %v: nothing was removed: %w", at, err)
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.mu.closed {
+		return fmt.Errorf("compact: %w", ErrClosed)
+	}
+	// A copy, so that the batches before it can be collected.
+	m.mu.batches = slices.Clone(m.mu.batches[m.indexLocked(at.Seq):])
+	m.mu.horizon, m.mu.base = at, kept
+	return nil
+}
+
 func (m *Memory) isClosed() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -94,6 +213,6 @@ func (m *Memory) isClosed() bool {
 func (m *Memory) Close() error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.mu.closed, m.mu.batches = true, nil
+	m.mu.closed, m.mu.batches, m.mu.base = true, nil, nil
 	return nil
 }

@@ -1,6 +1,8 @@
 package journal
 
 import (
+	"crypto/rand"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
@@ -26,7 +28,7 @@ func OpenFile(fsys fsio.FS, dir string, opts FileOptions) (*File, error) {
 	if err != nil {
 		return nil, err
 	}
-	f := &File{fsys: fsys, dir: dir, opts: opts}
+	f := &File{files: files{fsys: fsys, dir: dir}, opts: opts}
 	if err := f.takeLock(); err != nil {
 		return nil, err
 	}
@@ -61,6 +63,7 @@ func (f *File) takeLock() error {
 
 // open finds out everything, then repairs, then publishes.
 func (f *File) open() error {
+	f.told.epoch = newEpoch()
 	names, err := f.list()
 	if err != nil {
 		return err
@@ -69,28 +72,56 @@ func (f *File) open() error {
 	if err != nil {
 		return err
 	}
-	if err := f.remove(slices.Concat(names.temps, found.leftover)); err != nil {
+	if err := f.sweep(names.temps, found.leftover); err != nil {
 		return fmt.Errorf("journal: open: %w", err)
 	}
 	if len(names.segments) == 0 {
-		return f.begin()
+		if err := f.begin(); err != nil {
+			return err
+		}
+		f.tell(Position{}, false)
+		return nil
 	}
 	if err := f.repair(found); err != nil {
 		return fmt.Errorf("journal: open: %w", err)
 	}
+	if h := found.horizon; h != nil {
+		f.mu.horizon, f.mu.baseSize, f.bases = h.at, found.baseSize, []string{baseName(h.at.Seq)}
+	}
 	f.mu.sealed, f.mu.last = found.sealed, found.last
 	f.mu.head, f.mu.end = found.head, found.end
+	*f.mu.pointsOf(found.last.number) = points{all: found.points, sparse: len(found.points)}
+	f.tell(found.head, false)
 	return nil
+}
+
+func newEpoch() uint64 {
+	var b [8]byte
+	rand.Read(b[:]) // never fails
+	return binary.LittleEndian.Uint64(b[:])
+}
+
+// sweep removes what never got its name, and what an interrupted compaction left.
+// HORIZON may have its name without that being durable, if the sync of the directory
+// failed a former writer: nothing goes before it is.
+func (f *File) sweep(temps, leftover []string) error {
+	if len(leftover) > 0 {
+		if err := f.fsys.SyncDir(f.dir); err != nil {
+			return err
+		}
+	}
+	return f.remove(slices.Concat(temps, leftover))
 }
 
 // names are the journal's files in its directory.
 type names struct {
 	segments []string // in order
+	bases    []string // in order
 	temps    []string
 	horizon  bool // there is one
 }
 
-func (f *File) list() (names, error) {
+func (f *files) list() (names, error) {
 	var n names
 	entries, err := f.fsys.ReadDir(f.dir)
 	if err != nil {
@@ -99,11 +130,14 @@ func (f *File) list() (names, error) {
 	for _, e := range entries { // in name order, which is that of the numbers
 		name := e.Name()
 		_, isSegment := parseSegmentName(name)
+		_, isBase := parseBaseName(name)
 		switch {
-		case (isSegment || name == horizonName) && !e.Type().IsRegular():
+		case (isSegment || isBase || name == horizonName) && !e.Type().IsRegular():
 			return n, fmt.Errorf("journal: open: %s is %s, not a regular file; put the file itself there", f.path(name), e.Type())
 		case isSegment:
 			n.segments = append(n.segments, name)
+		case isBase:
+			n.bases = append(n.bases, name)
 		case name == horizonName:
 			n.horizon = true
 		case isTemp(name) && !e.IsDir():
@@ -139,8 +173,82 @@ func (f *File) begin() error {
 	return nil
 }
 
+// outline is what the names and headers of a journal's files tell.
+type outline struct {
+	segments []segment // from the horizon on
+	horizon  *horizon  // nil if nothing was compacted
+	baseSize int64
+	// leftover: segments below the horizon and bases of other horizons, which an
+	// interrupted compaction left.
+	leftover []string
+}
+
+// outline reads HORIZON and the headers of what it says is kept.
+func (f *files) outline(n names) (*outline, error) {
+	x := new(outline)
+	if n.horizon {
+		err := f.read(horizonName, func(file fsio.File, size int64) (err error) {
+			x.horizon, err = decodeHorizon(file, size)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	for _, name := range n.segments {
+		if x.horizon != nil && name < x.horizon.oldest.name() {
+			x.leftover = append(x.leftover, name)
+			continue
+		}
+		err := f.read(name, func(file fsio.File, _ int64) error {
+			s, err := readSegment(file, name)
+			x.segments = append(x.segments, s)
+			return err
+		})
+		if err != nil {
+			return nil, err
+		}
+	}
+	if err := succession(x.segments, x.horizon); err != nil {
+		return nil, err
+	}
+	return x, f.outlineBases(x, n.bases)
+}
+
+// outlineBases finds the base of the horizon among the bases called names.
+func (f *files) outlineBases(x *outline, names []string) error {
+	if len(x.segments) == 0 && len(names) > 0 {
+		return &DamageError{File: names[0], What: "there is a base, and neither a segment nor HORIZON"}
+	}
+	present := ""
+	if x.horizon != nil {
+		present = baseName(x.horizon.at.Seq)
+	}
+	found := false
+	for _, name := range names {
+		if name != present {
+			x.leftover = append(x.leftover, name)
+			continue
+		}
+		found = true
+		err := f.read(name, func(file fsio.File, size int64) error {
+			x.baseSize = size
+			_, err := readBase(file, x.horizon.at, size)
+			return err
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if present != "" && !found {
+		return &DamageError{File: present, What: "the base of the journal's horizon is missing"}
+	}
+	return nil
+}
+
 // findings is what is known of the segments before anything is written.
 type findings struct {
+	*outline
 	sealed []sealedSegment
 	last   segment
 	head   Position
@@ -148,9 +256,8 @@ type findings struct {
 	size   int64 // of the last segment's file
 	dirty  int64 // bytes from end on that a tear left
 	marked bool
+	points []seekPoint // of the last segment
 
-	// leftover: segments below the horizon, whose removal was interrupted.
-	leftover []string
 	// lastFrame holds the bytes of the last segment's last frame.
 	lastFrame []byte
 }
@@ -160,36 +267,11 @@ func (x *findings) empty() bool { return x.end == segmentHeaderSize && x.dirty =
 
 // inspect reads what open must know. It writes nothing.
 func (f *File) inspect(n names) (*findings, error) {
-	x := new(findings)
-	var horizon *segment
-	if n.horizon {
-		err := f.read(horizonName, func(file fsio.File, _ int64) error {
-			h, err := readHeader(file, horizonName)
-			horizon = &h
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	var segments []segment
-	for _, name := range n.segments {
-		if horizon != nil && name < horizon.name() {
-			x.leftover = append(x.leftover, name)
-			continue
-		}
-		err := f.read(name, func(file fsio.File, _ int64) error {
-			s, err := readSegment(file, name)
-			segments = append(segments, s)
-			return err
-		})
-		if err != nil {
-			return nil, err
-		}
-	}
-	if err := succession(segments, horizon); err != nil {
+	o, err := f.outline(n)
+	if err != nil {
 		return nil, err
 	}
+	x, segments := &findings{outline: o}, o.segments
 	for i := len(segments) - 1; i >= 0; i-- {
 		s := &segments[i]
 		err := f.read(s.name(), func(file fsio.File, size int64) error {
@@ -197,7 +279,9 @@ func (f *File) inspect(n names) (*findings, error) {
 				return x.scanLast(file, s, size)
 			}
 			mayLackFooter := i == len(segments)-2 && x.empty()
-			return x.checkSealed(file, s, &segments[i+1], size, mayLackFooter)
+			sealed, err := checkSealed(file, s, &segments[i+1], size, mayLackFooter)
+			x.sealed = append(x.sealed, sealed)
+			return err
 		})
 		if err != nil {
 			return nil, err
@@ -205,31 +289,19 @@ func (f *File) inspect(n names) (*findings, error) {
 	}
 	// They were found last to first.
 	slices.Reverse(x.sealed)
+	if x.horizon != nil {
+		return x, x.horizon.check(x.head, &x.last, x.end)
+	}
 	return x, nil
-}
-
-// read calls visit with the segment file called name, opened for reading.
-func (f *File) read(name string, visit func(file fsio.File, size int64) error) error {
-	file, err := f.fsys.OpenFile(f.path(name), os.O_RDONLY, 0)
-	if err != nil {
-		return fmt.Errorf("journal: open: %w", err)
-	}
-	info, err := file.Stat()
-	if err == nil {
-		err = visit(file, info.Size())
-	}
-	// A file that was only read has nothing to report on closing.
-	_ = file.Close()
-	return err
 }
 
 // succession checks that the segments are numbered without a gap from the horizon,
 // or if there is none, from the beginning. That each begins where the one before
 // ends is for its footer to say.
-func succession(segments []segment, horizon *segment) error {
+func succession(segments []segment, horizon *horizon) error {
 	first := segment{number: 1}
 	if horizon != nil {
-		first = *horizon
+		first = horizon.oldest
 		if len(segments) == 0 || segments[0] != first {
 			return &DamageError{File: first.name(), What: "the oldest segment is missing, or is not the one that HORIZON names"}
 		}
@@ -272,38 +344,38 @@ func (x *findings) scanLast(file fsio.File, s *segment, size int64) error {
 	if witness || sc.rot {
 		return sc.damage()
 	}
-	x.last, x.head = *s, sc.pos
+	x.last, x.head, x.points = *s, sc.pos, sc.points
 	x.end, x.size, x.dirty = sc.off, size, dirty
 	return nil
 }
 
 // checkSealed verifies that s ends where next begins. If it lacks its footer, which
-// only a segment with an empty successor may, all of its frames are verified. The size it records is the one with the footer in place.
-func (x *findings) checkSealed(file fsio.File, s, next *segment, size int64, mayLackFooter bool) error {
+// only a segment with an empty successor may, all of its frames are verified. The size
+// in the result is the one with the footer in place.
+func checkSealed(file fsio.File, s, next *segment, size int64, mayLackFooter bool) (sealed sealedSegment, err error) {
 	footed, err := hasFooter(file, s, next, size)
 	if err != nil {
-		return err
+		return sealed, err
 	}
 	if !footed {
 		if !mayLackFooter {
-			return &DamageError{File: s.name(), Offset: max(0, size-frameHeaderSize), What: "the footer of a sealed segment does not verify"}
+			return sealed, &DamageError{File: s.name(), Offset: max(0, size-frameHeaderSize), What: "the footer of a sealed segment does not verify"}
 		}
 		sc := newScanner(file, s, size)
 		for more := true; more; {
 			if more, err = sc.next(); err != nil {
-				return err
+				return sealed, err
 			}
 		}
 		if sc.pos != next.before {
-			return sc.damage()
+			return sealed, sc.damage()
 		}
 		size = sc.off
 		if sc.stop != frameOK {
 			size += frameHeaderSize // the footer that will be there
 		}
 	}
-	x.sealed = append(x.sealed, sealedSegment{segment: *s, end: next.before, size: size})
-	return nil
+	return sealedSegment{segment: *s, end: next.before, size: size}, nil
 }
 
 // hasFooter reports whether the file ends with a footer that joins s and next.

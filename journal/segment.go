@@ -18,8 +18,9 @@ import (
 //
 //	LOCK                   held by the writer
 //	<first seq>.seg        one segment each; 16 hex digits
-//	HORIZON                once segments were removed: a copy of the header of the
-//	                       oldest that was kept
+//	HEAD                   how far it is durable, for other processes (watermark.go)
+//	HORIZON                once it was compacted: from where on it is kept (compact.go)
+//	<seq of horizon>.base  and what the events before that came to (base.go)
 //	….tmp-…                what a crash kept from getting one of these names; swept
 //
 // and a segment is
@@ -70,14 +71,16 @@ func parseSegmentName(name string) (first uint64, ok bool) {
 	return first, err == nil && first > 0 && segmentName(first) == name
 }
 
-// isTemp reports whether name is that of a segment or horizon that was not finished.
+// isTemp reports whether name is that of a segment, base or horizon that was not
+// finished.
 func isTemp(name string) bool {
 	if !fsio.IsTemp(name) {
 		return false
 	}
 	base := strings.TrimSuffix(name, filepath.Ext(name))
-	_, ok := parseSegmentName(base)
-	return ok || base == horizonName
+	_, isSegment := parseSegmentName(base)
+	_, isBase := parseBaseName(base)
+	return isSegment || isBase || base == horizonName
 }
 
 func (s *segment) name() string { return segmentName(s.before.Seq + 1) }
@@ -96,14 +99,16 @@ func (s *segment) header() []byte {
 
 // readSegment reads the header of the segment file called name.
 func readSegment(f io.ReaderAt, name string) (segment, error) {
-	s, err := readHeader(f, name)
+	s, err := readHeaderOf(f, name, segmentVersion)
 	if err == nil && s.name() != name {
 		err = &DamageError{File: name, What: fmt.Sprintf("the segment belongs in %s", s.name())}
 	}
 	return s, err
 }
 
-func readHeader(f io.ReaderAt, name string) (s segment, err error) {
+// readHeaderOf reads the header of a segment, or the copy of one that HORIZON begins
+// with, which has a version of its own.
+func readHeaderOf(f io.ReaderAt, name string, known uint32) (s segment, err error) {
 	b := make([]byte, segmentHeaderSize)
 	n, err := readFull(f, b, 0)
 	if err != nil {
@@ -115,8 +120,11 @@ func readHeader(f io.ReaderAt, name string) (s segment, err error) {
 	if string(b[:8]) != segmentMagic || crc32.Checksum(b[:76], castagnoli) != binary.LittleEndian.Uint32(b[76:]) {
 		return s, &DamageError{File: name, What: "the segment header does not match its checksum"}
 	}
-	if version := binary.LittleEndian.Uint32(b[8:]); version != segmentVersion {
-		return s, fmt.Errorf("%w: %s has version %d, this release reads %d; use a newer release", ErrNewerFormat, name, version, segmentVersion)
+	switch version := binary.LittleEndian.Uint32(b[8:]); {
+	case version > known:
+		return s, fmt.Errorf("%w: %s has version %d, this release reads %d; use a newer release", ErrNewerFormat, name, version, known)
+	case version < known:
+		return s, &DamageError{File: name, What: fmt.Sprintf("version %d, which such a file never had", version)}
 	}
 	s.number = binary.LittleEndian.Uint64(b[16:])
 	s.before.Seq = binary.LittleEndian.Uint64(b[24:]) - 1
@@ -135,8 +143,12 @@ func readFull(f io.ReaderAt, b []byte, off int64) (n int, err error) {
 	return n, err
 }
 
-// scanChunk is how much of a segment is read at a time, unless a frame is larger.
-const scanChunk = 1 << 20
+// A segment is read in chunks that double from the first to scanChunk, unless a frame
+// is larger: who wants little reads little.
+const (
+	firstChunk = 64 << 10
+	scanChunk  = 1 << 20
+)
 
 // frameRef is a verified frame within the scanner's buffer.
 type frameRef struct {
@@ -155,9 +167,12 @@ type scanner struct {
 
 	verifier
 	off    int64 // of the next frame
+	chunk  int64 // how much to read next
 	data   []byte
 	used   int // how much of data the frames take
 	frames []frameRef
+
+	points []seekPoint // that were passed, pointSpacing apart
 
 	stopped bool
 	stop    verdict // why, once stopped; frameShort if the limit is inside a frame
@@ -165,16 +180,20 @@ type scanner struct {
 
 func newScanner(f io.ReaderAt, s *segment, limit int64) *scanner {
 	return &scanner{
-		file: f, name: s.name(), limit: limit, off: segmentHeaderSize,
+		file: f, name: s.name(), limit: limit, off: segmentHeaderSize, chunk: firstChunk,
 		verifier: verifier{salt: s.salt, pos: s.before},
 	}
 }
+
+// begin makes the scan begin at pt.
+func (s *scanner) begin(pt seekPoint) { s.off, s.pos = pt.off, pt.before }
 
 // next reads a run of frames into s.frames, whose payloads are in s.data until the
 // call after. false means that no further frame verifies: s.off is where, and
 // s.stop why. An error is the disk's.
 func (s *scanner) next() (bool, error) {
-	want := int64(scanChunk)
+	want := s.chunk
+	s.chunk = min(2*s.chunk, scanChunk)
 	for !s.stopped {
 		want = min(want, s.limit-s.off)
 		if int64(cap(s.data)) < want {
@@ -212,6 +231,7 @@ func (s *scanner) parse() (need int) {
 			lo := s.used + frameHeaderSize
 			s.frames = append(s.frames, frameRef{kind: h.kind, count: int(h.count), lo: lo, hi: lo + int(h.length), end: s.pos})
 			s.used += size
+			s.notePoint(s.off + int64(s.used))
 			if h.kind == frameFooter {
 				s.stopped, s.stop = true, frameOK
 				return 0
@@ -222,6 +242,17 @@ func (s *scanner) parse() (need int) {
 			s.stopped, s.stop = true, is
 			return 0
 		}
+	}
+}
+
+// notePoint keeps the place behind a frame, if it is far enough from the last one.
+func (s *scanner) notePoint(off int64) {
+	last := int64(segmentHeaderSize)
+	if n := len(s.points); n > 0 {
+		last = s.points[n-1].off
+	}
+	if off-last >= pointSpacing {
+		s.points = append(s.points, seekPoint{off: off, before: s.pos})
 	}
 }
 

@@ -83,11 +83,16 @@ func Run(t *testing.T, newSubject func(t *testing.T) Subject) {
 		{"visit errors", testVisitError},
 		{"concurrent readers", testConcurrent},
 		{"close", testClose},
+		{"positions", testPositions},
+		{"compaction", testCompaction},
+		{"compaction refused", testCompactionRefused},
+		{"compaction beside replays", testCompactionBesideReplays},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.run(t, newSubject(t)) })
 	}
 	if s := newSubject(t); s.Durable {
 		t.Run("reopen", func(t *testing.T) { testReopen(t, s) })
+		t.Run("reopen compacted", func(t *testing.T) { testReopenCompacted(t, newSubject(t)) })
 	}
 	if s := newSubject(t); s.FailNext != nil {
 		t.Run("failure", func(t *testing.T) { testFailure(t, s) })
