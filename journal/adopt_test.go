@@ -111,13 +111,14 @@ func TestKilledEverywhere(t *testing.T) {
 				continue // an operation of the last opening
 			}
 			runs++
-			judge(t, what, h.play(next, min(h.attempted+1, len(h.batches))), false)
-			judge(t, what+", crashed", h.play(next.Crash(), len(h.batches)), false)
+			judge(t, what, h.recover(next, min(h.attempted+1, len(h.batches))), false)
+			judge(t, what+", crashed", h.recover(next.Crash(), len(h.batches)), false)
 		}
 	}
 	if runs < 200 {
 		t.Errorf("only %d runs", runs)
 	}
+	logCrashPoints(t, 2*int64(runs))
 }
 
 // Proves C11, C7: the footer cannot be written; the smaller batch that follows would

@@ -554,6 +554,8 @@ type headReader struct {
 	idle    int
 	seen    watermark // all of it is shown; the zero value if there is no such
 	ignored watermark // does not fit what is there
+	now     watermark // what was read last
+	buf     [headSize]byte
 }
 
 // forget has the next read look for everything anew.
@@ -561,8 +563,8 @@ func (h *headReader) forget() {
 	h.seen, h.ignored, h.idle = watermark{}, watermark{}, -1
 }
 
-// read returns what HEAD says; nil if nothing that could be used. An error is the
-// disk's.
+// read returns what HEAD says, valid until the next call; nil if nothing that could be
+// used. An error is the disk's.
 func (h *headReader) read() (*watermark, error) {
 	w, err := h.parse()
 	if err != nil {
@@ -588,15 +590,13 @@ func (h *headReader) parse() (*watermark, error) {
 	if h.file == nil {
 		return nil, nil
 	}
-	var b [headSize]byte
 	for range headTries {
-		n, err := readFull(h.file, b[:], 0)
+		n, err := readFull(h.file, h.buf[:], 0)
 		if err != nil {
 			return nil, fmt.Errorf("journal: refresh: %w", err)
 		}
-		w := new(watermark)
-		if n == len(b) && w.parse(&b) {
-			return w, nil
+		if n == headSize && h.now.parse(&h.buf) {
+			return &h.now, nil
 		}
 	}
 	return nil, nil
