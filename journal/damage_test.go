@@ -38,7 +38,12 @@ var specimenSizes = []int{1, 3, 2, 4, 1, 6, 2, 1, 2}
 // append.
 func newSpecimen(t *testing.T, closed bool) *specimen {
 	t.Helper()
-	s := &specimen{sim: fsio.NewSim(1), closed: closed}
+	return newSpecimenOn(t, fsio.NewSim(1), closed)
+}
+
+func newSpecimenOn(t *testing.T, sim *fsio.Sim, closed bool) *specimen {
+	t.Helper()
+	s := &specimen{sim: sim, closed: closed}
 	j := mustOpen(t, s.sim)
 	m := newScript()
 	for _, n := range specimenSizes {
