@@ -30,7 +30,7 @@ type Reader struct {
 	// following is held by Refresh, Reload and Close. It guards what is below.
 	following sync.Mutex
 	tail      fsio.File // the last segment, open
-	proven    uint64    // events up to here need no witness: a horizon that was found
+	proven    uint64    // events up to here need no witness: HORIZON is one
 	head      headReader
 
 	told struct {
@@ -188,8 +188,22 @@ func (r *Reader) place() (head Position, last segment, end int64) {
 }
 
 // follow reads on from where the reader is, to w, or if w is nil as far as witnesses
-// prove.
+// prove. The file that is open may not be the one that has the name by now, if the
+// directory was exchanged for a copy: a last segment that disappoints is opened again.
 func (r *Reader) follow(w *watermark) error {
+	reopened := w == nil
+	if reopened {
+		h, err := r.readHorizon()
+		if err != nil {
+			return err
+		}
+		if h != nil {
+			r.proven = max(r.proven, h.at.Seq)
+		}
+		if err := r.reopen(); err != nil {
+			return err
+		}
+	}
 	for {
 		_, last, _ := r.place()
 		info, err := r.tail.Stat()
@@ -205,20 +219,21 @@ func (r *Reader) follow(w *watermark) error {
 		switch {
 		case err != nil:
 			return err
-		case here && sc.off == w.end && sc.pos == w.pos:
+		case here && sc.off == w.end && sc.pos == w.pos, w == nil && sc.stop != frameOK:
 			return nil
-		case here, sc.stop != frameOK && w != nil:
-			if err := r.stillHere(); err != nil {
+		case !here && sc.stop == frameOK:
+			if err := r.moveOn(sc.off); err != nil {
 				return err
 			}
+		case !reopened:
+			reopened = true
+			if err := r.reopen(); err != nil {
+				return err
+			}
+		default:
 			d := sc.damage()
 			d.What = fmt.Sprintf("HEAD says that segment %d is durable to offset %d with %v: %s", w.number, w.end, w.pos, d.What)
 			return d
-		case sc.stop != frameOK:
-			return r.stillHere()
-		}
-		if err := r.moveOn(sc.off); err != nil {
-			return err
 		}
 	}
 }
@@ -277,29 +292,25 @@ func (r *Reader) show(number uint64, places []seekPoint) {
 func (r *Reader) moveOn(size int64) error {
 	head, last, _ := r.place()
 	name := segmentName(head.Seq + 1)
-	file, err := r.fsys.OpenFile(r.path(name), os.O_RDONLY, 0)
+	next, err := r.openSegment(name)
 	if isNotExist(err) {
 		return r.overtaken(&segment{number: last.number + 1, before: head})
 	}
 	if err != nil {
-		return fmt.Errorf("journal: refresh: %w", err)
-	}
-	next, err := readSegment(file, name)
-	if err == nil && (next.number != last.number+1 || next.before != head) {
-		err = fmt.Errorf("%w: %s does not continue %s", ErrForeignPosition, name, last.name())
-	}
-	if err != nil {
-		_ = file.Close()
 		return err
 	}
+	if next.number != last.number+1 || next.before != head {
+		_ = next.Close()
+		return fmt.Errorf("%w: %s does not continue %s", ErrForeignPosition, name, last.name())
+	}
 	_ = r.tail.Close()
-	r.tail = file
+	r.tail = next.File
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	p := r.mu.pointsOf(last.number)
 	p.thin(len(p.all))
 	r.mu.sealed = append(r.mu.sealed, sealedSegment{segment: last, end: head, size: size})
-	r.mu.last, r.mu.end = next, segmentHeaderSize
+	r.mu.last, r.mu.end = next.segment, segmentHeaderSize
 	return nil
 }
 
@@ -315,21 +326,39 @@ func (r *Reader) overtaken(s *segment) error {
 	return fmt.Errorf("%w: %s is gone, and not by a compaction", ErrForeignPosition, s.name())
 }
 
-// stillHere fails unless the name of the last segment leads to it.
-func (r *Reader) stillHere() error {
+// reopen opens the file that has the name of the last segment, if it is that.
+func (r *Reader) reopen() error {
 	_, last, _ := r.place()
-	var now segment
-	err := r.read(last.name(), func(file fsio.File, _ int64) (err error) {
-		now, err = readSegment(file, last.name())
-		return err
-	})
+	file, err := r.openSegment(last.name())
 	if isNotExist(err) {
 		return r.overtaken(&last)
 	}
-	if err == nil && now != last {
-		err = fmt.Errorf("%w: another segment has the name %s", ErrForeignPosition, last.name())
+	if err != nil {
+		return err
 	}
-	return err
+	if file.segment != last {
+		_ = file.Close()
+		return fmt.Errorf("%w: another segment has the name %s", ErrForeignPosition, last.name())
+	}
+	_ = r.tail.Close()
+	r.tail = file.File
+	return nil
+}
+
+// openedSegment is an open file and what its header says.
+type openedSegment struct {
+	fsio.File
+	segment
+}
+
+func (r *Reader) openSegment(name string) (o openedSegment, err error) {
+	if o.File, err = r.fsys.OpenFile(r.path(name), os.O_RDONLY, 0); err != nil {
+		return o, fmt.Errorf("journal: refresh: %w", err)
+	}
+	if o.segment, err = readSegment(o.File, name); err != nil {
+		_ = o.Close()
+	}
+	return o, err
 }
 
 // followHorizon takes over the horizon, if it moved and the head is beyond it.
@@ -483,9 +512,6 @@ func (r *Reader) loadFrom(w *watermark, n names) error {
 	r.mu.Lock()
 	r.mu.extent = extent{sealed: sealed, last: last, head: last.before, end: segmentHeaderSize}
 	r.mu.Unlock()
-	if o.horizon != nil {
-		r.proven = o.horizon.at.Seq
-	}
 	if err := r.follow(w); err != nil {
 		return err
 	}
