@@ -205,7 +205,7 @@ type DAGStore struct {
 	journal journal.Journal
 	cat     *projection.Catalogue
 	views   *projection.Runner // feeds all views; nil before Start
-	follows *follower          // set if another process writes
+	tail    *tail              // set if another process writes
 	health  health
 	loop    *eventLoop
 	courier *courier
@@ -248,7 +248,10 @@ var _ Interface = (*DAGStore)(nil)
 
 // NewDAGStore makes a store and the directory for its local copies. The rest begins
 // with [DAGStore.Start]; until then requests are refused with ErrNotStarted.
-func NewDAGStore(cfg Config) (*DAGStore, error) {
+func NewDAGStore(cfg Config) (*DAGStore, error) { return newStore(cfg, nil) }
+
+// newStore makes a store that writes, or with a tail one that follows.
+func newStore(cfg Config, t *tail) (*DAGStore, error) {
 	if cfg.TransientsDir == "" {
 		return nil, errors.New("dagstore: Config.TransientsDir is empty: name the directory for local copies")
 	}
@@ -261,6 +264,7 @@ func NewDAGStore(cfg Config) (*DAGStore, error) {
 		indices: newIndexStore(cfg.IndexRepo),
 		cat:     projection.NewCatalogue(),
 		closed:  make(chan struct{}),
+		tail:    t,
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.mu.hot = make(map[shard.Key]*live)
@@ -296,7 +300,9 @@ func (d *DAGStore) Start(ctx context.Context) error {
 	}
 	d.phase.Store(phaseRunning)
 	d.loop.start()
-	d.resume()
+	if d.tail == nil {
+		d.resume()
+	}
 	d.views.Start()
 	return nil
 }
@@ -334,13 +340,17 @@ func (d *DAGStore) recoverState(ctx context.Context) error {
 	}
 	d.loop.seq = d.journal.Head().Seq
 	d.loop.startSeq = d.loop.seq
+	if d.tail != nil {
+		d.knowSchemes()
+		return nil
+	}
 	return d.sweepAtStart()
 }
 
 // recoverViews makes the runner of the views and the catalogue's state.
 func (d *DAGStore) recoverViews(ctx context.Context) error {
 	d.views = projection.NewRunner(d.journal, d.cat, projection.Options{
-		FS: d.cfg.fs, Dir: d.cfg.CheckpointDir, ReadOnly: d.follows != nil,
+		FS: d.cfg.fs, Dir: d.cfg.CheckpointDir, ReadOnly: d.tail != nil,
 		Policy: d.cfg.Checkpoints, Retention: d.cfg.Retention, Logger: d.log,
 		Spawn: func(f func()) { d.loop.spawn(f) },
 	})
@@ -395,6 +405,7 @@ func (d *DAGStore) Close() error {
 		return nil
 	}
 	d.loop.shutdown()
+	d.tail.stop()
 	err := d.views.Close()
 	d.waitForJobs()
 	d.courier.close()

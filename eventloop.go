@@ -118,6 +118,10 @@ func newEventLoop(d *DAGStore) *eventLoop {
 	}
 	e.mu.room = make(chan struct{})
 	e.out.Trace = d.cfg.TraceCh != nil
+	if d.tail != nil {
+		e.failed = ErrFollower
+		e.net.SetReadOnly(e.clock(), 0)
+	}
 	e.revive.limit, e.slow.limit = maxRevivals, defaultSlots
 	e.spawn = func(f func()) {
 		d.jobs.Add(1)
@@ -310,6 +314,11 @@ func (e *eventLoop) request(in *input) {
 	if in.lv == nil || in.lv.gone {
 		in.lv = e.d.mu.hot[req.key]
 	}
+	if in.lv != nil && !e.d.isCurrent(in.lv) {
+		if e.supersede(in.lv); in.lv.gone {
+			in.lv = nil
+		}
+	}
 	if in.lv == nil && req.kind == fsm.Register {
 		in.lv = e.addLive(newLive(req.key, req.reg))
 	}
@@ -478,7 +487,7 @@ func (e *eventLoop) damaged(lv *live, h *handle, fault fsm.Fault, err error) {
 // mend has the damaged or missing index of a recorded shard built again.
 func (e *eventLoop) mend(rec *projection.Record, err error) {
 	var damaged *index.DamagedError
-	if e.closing || !errors.As(err, &damaged) && !errors.Is(err, index.ErrNotFound) {
+	if e.closing || e.d.tail != nil || !errors.As(err, &damaged) && !errors.Is(err, index.ErrNotFound) {
 		return
 	}
 	lv := e.d.mu.hot[rec.Key()]

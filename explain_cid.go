@@ -12,6 +12,7 @@ import (
 	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -52,19 +53,18 @@ type ShardChoice struct {
 // would best be served from, and why the others are not it. A block that no shard
 // holds is not an error: the answer has no shards, as of its sequence number.
 func (d *DAGStore) ExplainCID(ctx context.Context, c cid.Cid) (CIDExplanation, error) {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return CIDExplanation{}, err
 	}
 	if !c.Defined() {
 		return CIDExplanation{}, fmt.Errorf("explain: %w", errUndefinedCID)
 	}
-	select {
-	case <-d.top.ready:
-	case <-ctx.Done():
-		return CIDExplanation{}, fmt.Errorf("the top-level index is being rebuilt: %w", ctx.Err())
+	v, f, err := d.views.Read(ctx, TopLevelView, Latest())
+	if err != nil {
+		return CIDExplanation{}, fmt.Errorf("explain %s: %w", c, ended(err))
 	}
-	x := CIDExplanation{CID: c.String(), Multihash: c.Hash().B58String(), Shards: []ShardChoice{}, Seq: d.cat.Position().Seq}
-	keys, err := d.holding(ctx, c.Hash())
+	x := CIDExplanation{CID: c.String(), Multihash: c.Hash().B58String(), Shards: []ShardChoice{}, Seq: f.Applied.Seq}
+	keys, err := holding(ctx, v.(*topLevel).index, c.Hash())
 	if err != nil {
 		return CIDExplanation{}, err
 	}
@@ -101,8 +101,8 @@ func (s *ShardChoice) rank() (r int) {
 }
 
 // holding asks the top-level index, which knows of shards that are not available too.
-func (d *DAGStore) holding(ctx context.Context, h mh.Multihash) ([]shard.Key, error) {
-	keys, err := d.top.index.GetShardsForMultihash(ctx, h)
+func holding(ctx context.Context, top index.Inverted, h mh.Multihash) ([]shard.Key, error) {
+	keys, err := top.GetShardsForMultihash(ctx, h)
 	if errors.Is(err, errNoShard) {
 		return nil, nil
 	}

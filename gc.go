@@ -38,7 +38,7 @@ type reclaimed struct {
 // looks at shards that have a copy only, and other requests go on meanwhile. If ctx
 // ends, what was done by then is returned with ctx's error.
 func (d *DAGStore) GC(ctx context.Context) (*GCResult, error) {
-	if err := d.check(); err != nil {
+	if err := d.checkWriter(); err != nil {
 		return nil, err
 	}
 	var copies []shard.Key

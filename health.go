@@ -120,10 +120,10 @@ func (h *health) end(err error) {
 // Health says how the store is. It may be asked at any time, before Start and after
 // Close too, and waits for nothing.
 func (d *DAGStore) Health() Health {
-	h := Health{Follower: d.follows != nil}
+	h := Health{Follower: d.tail != nil}
 	running := d.phase.Load() == phaseRunning
 	if running {
-		h.Views, h.Head, h.Checkpoints = d.views.All(), d.views.Head(), d.views.Stats()
+		h.Views, h.Head, h.Checkpoints = d.Views(), d.journal.Head(), d.views.Stats()
 	}
 	d.health.Lock()
 	defer d.health.Unlock()

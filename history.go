@@ -57,7 +57,7 @@ type HistoryEvent struct {
 // the whole journal, some millions of events a second. For a key that it does not
 // mention the error wraps ErrShardUnknown.
 func (d *DAGStore) History(ctx context.Context, key shard.Key) (ShardHistory, error) {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return ShardHistory{}, err
 	}
 	h := ShardHistory{Key: key}
@@ -114,7 +114,7 @@ func (h *ShardHistory) add(e *shard.Event, base bool) {
 // analysis; the batch that event to belongs to is the last. The view is not registered
 // and need not begin where the batches do.
 func (d *DAGStore) Replay(ctx context.Context, from, to uint64, view projection.View) error {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return err
 	}
 	if head := d.journal.Head(); to > head.Seq {

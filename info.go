@@ -125,12 +125,12 @@ func (d *DAGStore) GetShardInfo(k shard.Key) (ShardInfo, error) {
 		return ShardInfo{}, err
 	}
 	d.mu.RLock()
-	lv, pending := d.mu.hot[k], d.mu.registering[k]
+	lv, pending := d.hotLocked(k), d.mu.registering[k]
 	d.mu.RUnlock()
 	if pending != nil {
 		d.awaitRegistration(k)
 		d.mu.RLock()
-		lv = d.mu.hot[k]
+		lv = d.hotLocked(k)
 		d.mu.RUnlock()
 	}
 	if lv != nil && lv.pub.life.Load() != uint32(shard.None) {
@@ -159,7 +159,7 @@ func (d *DAGStore) eachShard(snap *projection.Snapshot, from string, visit func(
 	d.mu.RLock()
 	hot := make(map[shard.Key]ShardInfo, len(d.mu.hot))
 	for k, lv := range d.mu.hot {
-		if lv.pub.life.Load() != uint32(shard.None) {
+		if lv.pub.life.Load() != uint32(shard.None) && d.isCurrent(lv) {
 			hot[k] = lv.info()
 		}
 	}

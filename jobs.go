@@ -131,7 +131,9 @@ func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
 		lv.noInitial = true
 	}
 	j := &job{
-		d: e.d, kind: eff.Job, key: lv.key, gen: s.Gen, mnt: lv.mnt, noMount: lv.noMount, direct: s.Data == fsm.Direct, fresh: eff.Fresh,
+		d: e.d, kind: eff.Job, key: lv.key, gen: s.Gen, mnt: lv.mnt, noMount: lv.noMount, direct: s.Data == fsm.Direct,
+		fresh: eff.Fresh && e.d.tail == nil, // a follower hopes that the writer did something about it
+
 		indexed: s.Index == fsm.Indexed, info: s.Info, recovering: s.Life == shard.Recovering, loop: e, lv: lv,
 	}
 	if !lv.noInitial {

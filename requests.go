@@ -97,7 +97,7 @@ func (d *DAGStore) RegisterShard(ctx context.Context, key shard.Key, mnt mount.M
 }
 
 func (d *DAGStore) register(req *request, mnt mount.Mount, opts RegisterOpts) error {
-	if err := d.check(); err != nil {
+	if err := d.checkWriter(); err != nil {
 		return err
 	}
 	key := req.key
@@ -169,7 +169,7 @@ func (d *DAGStore) awaitRegistration(key shard.Key) {
 
 // existsLocked says whether key has a durable life. Needs mu.
 func (d *DAGStore) existsLocked(key shard.Key) bool {
-	if lv := d.mu.hot[key]; lv != nil && shard.Life(lv.pub.life.Load()) != shard.None {
+	if lv := d.hotLocked(key); lv != nil && shard.Life(lv.pub.life.Load()) != shard.None {
 		return true
 	}
 	return d.cat.Get(key) != nil
@@ -191,6 +191,12 @@ func (d *DAGStore) known(key shard.Key) error {
 }
 
 func (d *DAGStore) request(req *request) error {
+	if d.tail != nil {
+		if req.kind != fsm.Acquire {
+			return d.checkWriter()
+		}
+		req.noDownload = true
+	}
 	if err := d.known(req.key); err != nil {
 		return err
 	}

@@ -14,10 +14,7 @@ import (
 // copies and indices of lives that are over, and temporary files. It learns which
 // shards have a copy.
 func (d *DAGStore) sweepAtStart() error {
-	d.schemes = make(map[string]bool)
-	for _, s := range d.mounts.Schemes() {
-		d.schemes[s] = true
-	}
+	d.knowSchemes()
 	snap := d.cat.Snapshot()
 	names, err := mount.ListCopies(d.cfg.fs, d.cfg.TransientsDir)
 	if err != nil {
@@ -45,6 +42,14 @@ func (d *DAGStore) sweepAtStart() error {
 		d.log.Info("start: removed what was left behind", "copies", len(removed), "indices", n)
 	}
 	return nil
+}
+
+// knowSchemes notes which mounts can be made.
+func (d *DAGStore) knowSchemes() {
+	d.schemes = make(map[string]bool)
+	for _, s := range d.mounts.Schemes() {
+		d.schemes[s] = true
+	}
 }
 
 // copiesOf finds the shards whose copies the names are.

@@ -129,7 +129,8 @@ func (t *topLevel) Apply(b *journal.Batch) error {
 			return fmt.Errorf("shard %q, event %d: %w", b.Events[i].Key, b.Events[i].Seq, err)
 		}
 	}
-	t.pos.Store(&b.End)
+	pos := b.End // b is used again
+	t.pos.Store(&pos)
 	return nil
 }
 

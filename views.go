@@ -76,39 +76,53 @@ func (d *DAGStore) Position() Position { return d.cat.Position() }
 
 // Freshness says how fresh a view is.
 func (d *DAGStore) Freshness(view string) (Freshness, error) {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return Freshness{}, err
 	}
-	return d.views.Freshness(view)
+	f, err := d.views.Freshness(view)
+	return d.overlay(f), err
 }
 
 // Views says how fresh every view is: the catalogue, the top-level index, and then the
 // others in the order of their registration.
 func (d *DAGStore) Views() []Freshness {
-	if d.check() != nil {
+	if d.fresher() != nil {
 		return nil
 	}
-	return d.views.All()
+	all := d.views.All()
+	for i := range all {
+		all[i] = d.overlay(all[i])
+	}
+	return all
 }
 
 // WaitFor waits until a view is as fresh as c asks for. It waits as long as ctx and
 // c allow, by default 5 s, and then returns a *[NotFreshError].
 func (d *DAGStore) WaitFor(ctx context.Context, view string, c Consistency) (Freshness, error) {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return Freshness{}, err
 	}
 	f, err := d.views.Wait(ctx, view, c)
-	return f, ended(err)
+	return d.overlay(f), d.told(err)
 }
 
 // ReadView waits like WaitFor and returns what the view published last, or the view
 // itself if it publishes nothing.
 func (d *DAGStore) ReadView(ctx context.Context, view string, c Consistency) (any, Freshness, error) {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return nil, Freshness{}, err
 	}
 	v, f, err := d.views.Read(ctx, view, c)
-	return v, f, ended(err)
+	return v, d.overlay(f), d.told(err)
+}
+
+// told is ended, with what keeps a follower from going on where that is why.
+func (d *DAGStore) told(err error) error {
+	var stale *NotFreshError
+	if errors.As(err, &stale) && stale.Err == nil {
+		stale.Err = d.tail.trouble()
+	}
+	return ended(err)
 }
 
 // ended turns the views' end into the store's.
@@ -123,7 +137,7 @@ func ended(err error) error {
 // shard indices, beside the one in use, which is served meanwhile. It returns when
 // the new one is in use. A view that is stalled goes on with it.
 func (d *DAGStore) RebuildView(ctx context.Context, view string) error {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return err
 	}
 	return ended(d.views.Rebuild(ctx, view))
@@ -133,7 +147,7 @@ func (d *DAGStore) RebuildView(ctx context.Context, view string) error {
 // nothing before it, and removes the segments that nothing needs any more. It is
 // done every so often of itself.
 func (d *DAGStore) Checkpoint(ctx context.Context) error {
-	if err := d.check(); err != nil {
+	if err := d.checkWriter(); err != nil {
 		return err
 	}
 	return ended(d.views.Checkpoint(ctx))
@@ -142,11 +156,11 @@ func (d *DAGStore) Checkpoint(ctx context.Context) error {
 // Catalogue returns the state of all shards as fresh as c asks for, or with [AsOf] as
 // it was at a position. It never changes.
 func (d *DAGStore) Catalogue(ctx context.Context, c Consistency) (*projection.Snapshot, Freshness, error) {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return nil, Freshness{}, err
 	}
 	s, f, err := d.views.SnapshotFor(ctx, c)
-	return s, f, ended(err)
+	return s, d.overlay(f), d.told(err)
 }
 
 // CatalogueAt returns the state of all shards after event seq, and after those that
@@ -154,7 +168,7 @@ func (d *DAGStore) Catalogue(ctx context.Context, c Consistency) (*projection.Sn
 // checkpoint and replays what follows, so its cost is that of a start. Errors wrap
 // [ErrFuturePosition] and [ErrCompacted].
 func (d *DAGStore) CatalogueAt(ctx context.Context, seq uint64) (*projection.Snapshot, error) {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return nil, err
 	}
 	s, err := d.views.CatalogueAt(ctx, seq)
@@ -192,12 +206,12 @@ func (e *NoShardError) Unwrap() error { return errNoShard }
 // error is a *[NoShardError], which says as of when. The past cannot be asked for:
 // the entries of shards that were destroyed are gone.
 func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency) ([]shard.Key, Freshness, error) {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return nil, Freshness{}, err
 	}
 	v, f, err := d.views.Read(ctx, TopLevelView, c)
 	if err != nil {
-		return nil, f, fmt.Errorf("find shards: %w", ended(err))
+		return nil, f, fmt.Errorf("find shards: %w", d.told(err))
 	}
 	keys, err := v.(*topLevel).index.GetShardsForMultihash(ctx, h)
 	if err != nil && !errors.Is(err, errNoShard) {

@@ -208,3 +208,50 @@ func (r *Runner) saveRebuilt(ctx context.Context, v *view) error {
 	r.removeOthers(v, kept)
 	return nil
 }
+
+// Jump goes on behind a compaction that overtook the reader of another process's
+// journal: the events after the catalogue's position are gone, and its state is taken
+// from the newest checkpoint or the base, and what follows. Views that would need what
+// is gone are rebuilt beside the caller, those that cannot be are stalled.
+func (r *Runner) Jump(ctx context.Context) error {
+	ctx, leave, err := r.join(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	var rec Recovery
+	r.first.apply.Lock()
+	err = r.recoverCatalogue(ctx, &rec)
+	r.first.apply.Unlock()
+	if err != nil {
+		return fmt.Errorf("go on behind a compaction: %w", err)
+	}
+	now, head := r.now(), r.cat.Position()
+	horizon := uint64(0)
+	if c, ok := r.j.(interface{ Horizon() journal.Position }); ok {
+		horizon = c.Horizon().Seq
+	}
+	r.mu.Lock()
+	if head.Seq > r.mu.head.Seq {
+		r.mu.head = head
+		r.mu.recent.add(head)
+		r.mu.times.add(head.Seq, now)
+	}
+	r.first.setErrLocked(r, nil)
+	r.first.wakeLocked(head.Seq)
+	var lost []*view
+	for _, v := range r.mu.views[1:] {
+		if v.shown.Load().pos.Seq < horizon {
+			lost = append(lost, v)
+		}
+	}
+	r.mu.Unlock()
+	for _, v := range lost {
+		r.spawn(func() {
+			if err := r.Rebuild(r.ctx, v.name); err != nil {
+				r.log.Error("a view cannot go on behind a compaction", "view", v.name, "err", err)
+			}
+		})
+	}
+	return nil
+}
