@@ -79,7 +79,7 @@ func (h Health) Ready() bool {
 		return true
 	case HealthCatchingUp:
 		for _, f := range h.Views {
-			if f.State != projection.Live && f.LagFor > readyLag {
+			if f.State != projection.Rebuilding && f.LagFor > readyLag {
 				return false
 			}
 		}
@@ -170,6 +170,9 @@ func healthOf(f Freshness) HealthState {
 		return HealthRebuilding
 	case projection.Starting, projection.CatchingUp:
 		return HealthCatchingUp
+	}
+	if f.LagFor > readyLag {
+		return HealthCatchingUp // it hangs, or cannot keep up
 	}
 	return HealthReady
 }
