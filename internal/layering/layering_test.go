@@ -63,11 +63,12 @@ var table = map[string]entry{
 	"gateway": {layer: 4, onTop: []string{".", "indexbs"}},
 	"status":  {layer: 4, onTop: []string{"."}},
 
-	"internal/fsio/fsiotest":   {layer: 0, kind: suite},
-	"internal/carscan/hostile": {layer: 1, kind: suite},
-	"journal/journaltest":      {layer: 2, kind: suite},
-	"index/indextest":          {layer: 2, kind: suite},
-	"mount/mounttest":          {layer: 2, kind: suite},
+	"internal/fsio/fsiotest":    {layer: 0, kind: suite},
+	"internal/carscan/hostile":  {layer: 1, kind: suite},
+	"journal/journaltest":       {layer: 2, kind: suite},
+	"projection/projectiontest": {layer: 3, kind: suite},
+	"index/indextest":           {layer: 2, kind: suite},
+	"mount/mounttest":           {layer: 2, kind: suite},
 
 	"cmd/dagstore":         {layer: 5, kind: edge},
 	"examples/quickstart":  {layer: 5, kind: edge},
