@@ -103,7 +103,9 @@ func (r *Runner) rebuild(ctx context.Context, v *view) error {
 // fill feeds w, which becomes the view of v and has no readers yet, up to the head.
 func (r *Runner) fill(ctx context.Context, v *view, w View) error {
 	if v.cat != nil {
-		_, err := w.(*Catalogue).loadFrom(ctx, prefix{r.j, r.Head().Seq})
+		// A batch is in the catalogue before it is the head.
+		limit := max(r.Head().Seq, v.applied().Seq)
+		_, err := w.(*Catalogue).loadFrom(ctx, prefix{r.j, limit})
 		return err
 	}
 	pos := w.Position()
