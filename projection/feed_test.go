@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -252,12 +253,12 @@ func TestForeignView(t *testing.T) {
 		want error
 	}{
 		"foreign": {projectiontest.Journal(t, projectiontest.History(2, 3)).Head(), journal.ErrForeignPosition},
-		"future":  {projectiontest.Journal(t, projectiontest.History(1, 50)).Head(), journal.ErrFuturePosition},
+		"future":  {projectiontest.Journal(t, longHistory()[:50]).Head(), journal.ErrFuturePosition},
 	} {
 		t.Run(what, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				disk := &diskRows{pos: c.pos}
-				w := newWorld(t, projectiontest.Journal(t, projectiontest.History(1, 200)[:10]), projection.Options{}, openDurable(disk))
+				w := newWorld(t, projectiontest.Journal(t, longHistory()[:10]), projection.Options{}, openDurable(disk))
 				w.commit(2)
 				time.Sleep(time.Hour)
 				synctest.Wait()
@@ -422,20 +423,29 @@ func TestRebuildCatalogue(t *testing.T) {
 	w.wantReplayed()
 }
 
-// damage makes the catalogue show something else than the next batch, and commits it.
-func (w *world) damage() {
+// damage makes the catalogue show something else of a shard than the next batch says,
+// and commits that. It returns the shard's key.
+func (w *world) damage() shard.Key {
 	w.t.Helper()
+	lives := func(e shard.Event) bool { return e.Kind != shard.EventDestroyed }
+	for !slices.ContainsFunc(w.history[w.n], lives) {
+		w.commit(1)
+	}
 	b := w.append()
+	i := slices.IndexFunc(b.Events, lives)
 	wrong := *b
-	wrong.Events = append([]shard.Event(nil), b.Events...)
-	wrong.Events[0].State.URL += "?wrong"
-	wrong.Events[0].State.Reason += "wrong"
+	wrong.Events = slices.Clone(b.Events)
+	wrong.Events[i].State.URL += "?wrong"
 	if err := w.cat.Apply(&wrong); err != nil {
 		w.t.Fatal(err)
 	}
 	if err := w.r.Commit(b); err != nil {
 		w.t.Fatal(err)
 	}
+	if w.cat.Snapshot().Digest() == digestAt(w.t, w.n) {
+		w.t.Fatal("nothing is damaged")
+	}
+	return wrong.Events[i].Key
 }
 
 // Proves G13, G4: what the catalogue cannot show stops it alone, visibly; with what it
@@ -553,6 +563,7 @@ func TestStress(t *testing.T) {
 		go func() {
 			defer func() { done <- struct{}{} }()
 			for ctx.Err() == nil {
+				runtime.Gosched()
 				if err := work(); err != nil && ctx.Err() == nil {
 					t.Error(err)
 					return
@@ -579,7 +590,7 @@ func TestStress(t *testing.T) {
 			return err
 		})
 	}
-	for range 150 {
+	for range 50 {
 		head := w.commit(1)
 		for _, name := range []string{"ledger", "usage"} {
 			if _, err := w.r.Wait(t.Context(), name, projection.AtLeast(head)); err != nil {

@@ -23,6 +23,9 @@ type world struct {
 	n       int // batches appended
 }
 
+// longHistory is what happens in every world.
+var longHistory = sync.OnceValue(func() [][]shard.Event { return projectiontest.History(1, 400) })
+
 // newWorld returns a world that has recovered and started with the views.
 func newWorld(t testing.TB, j journal.Journal, opts projection.Options, views ...projection.View) *world {
 	t.Helper()
@@ -35,7 +38,7 @@ func newWorld(t testing.TB, j journal.Journal, opts projection.Options, views ..
 // idleWorld is newWorld before Recover.
 func idleWorld(t testing.TB, j journal.Journal, opts projection.Options, views ...projection.View) *world {
 	t.Helper()
-	w := &world{t: t, j: j, cat: projection.NewCatalogue(), history: projectiontest.History(1, 200)}
+	w := &world{t: t, j: j, cat: projection.NewCatalogue(), history: longHistory()}
 	w.r = projection.NewRunner(j, w.cat, opts)
 	t.Cleanup(func() { w.r.Close() })
 	for _, v := range views {
@@ -93,7 +96,7 @@ func (w *world) commit(n int) journal.Position {
 // wantReplayed fails unless the catalogue is what the journal comes to.
 func (w *world) wantReplayed() {
 	w.t.Helper()
-	if got, want := w.cat.Snapshot().Digest(), digestAt(w.t, w.history, w.n); got != want {
+	if got, want := w.cat.Snapshot().Digest(), digestAt(w.t, w.n); got != want {
 		w.t.Fatal("the catalogue is not what the journal comes to")
 	}
 	if w.cat.Position() != w.j.Head() {
@@ -101,14 +104,28 @@ func (w *world) wantReplayed() {
 	}
 }
 
+var digests struct {
+	sync.Mutex
+	after map[int][32]byte
+}
+
 // digestAt is the catalogue's digest after the first n batches.
-func digestAt(t testing.TB, history [][]shard.Event, n int) [32]byte {
+func digestAt(t testing.TB, n int) [32]byte {
 	t.Helper()
+	digests.Lock()
+	defer digests.Unlock()
+	if d, ok := digests.after[n]; ok {
+		return d
+	}
 	cat := projection.NewCatalogue()
-	if err := projectiontest.Journal(t, history[:n]).Replay(0, cat.Apply); err != nil {
+	if err := projectiontest.Journal(t, longHistory()[:n]).Replay(0, cat.Apply); err != nil {
 		t.Fatal(err)
 	}
-	return cat.Snapshot().Digest()
+	if digests.after == nil {
+		digests.after = map[int][32]byte{}
+	}
+	digests.after[n] = cat.Snapshot().Digest()
+	return digests.after[n]
 }
 
 // ledger is a view that needs all of the history: it hashes every event that it is

@@ -205,7 +205,7 @@ func TestPositionsAreChecked(t *testing.T) {
 			}
 			return p
 		}
-		j := projectiontest.Journal(t, projectiontest.History(1, 200)[:100])
+		j := projectiontest.Journal(t, longHistory()[:100])
 		w := newWorld(t, j, projection.Options{}) // what it found it does not know by heart
 		head := w.commit(40)
 		began := time.Now()
@@ -336,7 +336,7 @@ func TestWithinAfterStart(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		g, l := newGate(), newLedger("ledger")
 		l.before = g.before
-		w := newWorld(t, projectiontest.Journal(t, projectiontest.History(1, 10)), projection.Options{}, l)
+		w := newWorld(t, projectiontest.Journal(t, longHistory()[:10]), projection.Options{}, l)
 		if _, err := w.r.Wait(t.Context(), "ledger", projection.Within(time.Hour).Wait(-1)); !errors.Is(err, projection.ErrNotFresh) {
 			t.Fatal(err)
 		}
@@ -419,7 +419,7 @@ func TestAsOf(t *testing.T) {
 			t.Errorf("%v", err)
 		}
 		s, f, err := w.r.SnapshotFor(t.Context(), projection.AsOf(p))
-		if err != nil || s.Position() != p || s.Digest() != digestAt(t, w.history, 3) || f.Applied != p || f.Lag != w.end(4)-p.Seq {
+		if err != nil || s.Position() != p || s.Digest() != digestAt(t, 3) || f.Applied != p || f.Lag != w.end(4)-p.Seq {
 			t.Errorf("%v, %v", f, err)
 		}
 	})
