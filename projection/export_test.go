@@ -19,8 +19,11 @@ var (
 // RecentPositions is how many positions the runner knows by heart.
 const RecentPositions = recentPositions
 
-// CheckpointName is the file of a checkpoint.
-var CheckpointName = checkpointName
+// CheckpointName is the file of a checkpoint, and ParseCheckpointName the inverse.
+var (
+	CheckpointName      = checkpointName
+	ParseCheckpointName = parseCheckpointName
+)
 
 // CheckpointHeaderSize is where the first block begins.
 const CheckpointHeaderSize = checkpointHeaderSize
