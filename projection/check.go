@@ -93,11 +93,11 @@ func (r *Runner) Check(ctx context.Context) (CheckReport, error) {
 			continue
 		}
 		if err := r.checkCheckpoint(ctx, k, replayed); err != nil {
-			return rep, err
+			return rep, cause(ctx, err)
 		}
 	}
 	if _, err := replayed.loadFrom(ctx, prefix{r.j, rep.Position.Seq}); err != nil {
-		return rep, err
+		return rep, cause(ctx, err)
 	}
 	want := replayed.Snapshot()
 	if want.Position() != rep.Position {

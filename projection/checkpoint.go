@@ -45,8 +45,8 @@ const (
 	checkpointHeaderSize = 136
 	blockHeaderSize      = 16
 	footerSize           = 8
-	// maxBlock is the longest block, and with it what a reader ever has to hold.
-	maxBlock = 4 << 20
+	// maxCheckpointBlock is the longest block, and with it what a reader ever has to hold.
+	maxCheckpointBlock = 4 << 20
 	// maxViewName is the longest name of a view in bytes.
 	maxViewName = 64
 )
@@ -145,8 +145,8 @@ func (c *checkpointWriter) write(b []byte) error {
 
 // block writes the next block.
 func (c *checkpointWriter) block(data []byte) error {
-	if len(data) == 0 || len(data) > maxBlock {
-		return fmt.Errorf("a block of %d bytes; 1 to %d are allowed", len(data), maxBlock)
+	if len(data) == 0 || len(data) > maxCheckpointBlock {
+		return fmt.Errorf("a block of %d bytes; 1 to %d are allowed", len(data), maxCheckpointBlock)
 	}
 	head := c.frame(len(data), data)
 	c.blocks++
@@ -199,7 +199,7 @@ func newCheckpointReader(src io.Reader, size int64) (*checkpointReader, error) {
 }
 
 // read fills b. Nothing is allocated for what the file does not hold: callers come
-// here with lengths that are at most maxBlock, and left is the file's.
+// here with lengths that are at most maxCheckpointBlock, and left is the file's.
 func (c *checkpointReader) read(b []byte) error {
 	if int64(len(b)) > c.left {
 		return damaged("it ends %d bytes early", int64(len(b))-c.left)
@@ -226,7 +226,7 @@ func (c *checkpointReader) next() ([]byte, error) {
 	switch {
 	case n == 0:
 		return nil, c.footer(head[:])
-	case n > maxBlock || n > c.left:
+	case n > maxCheckpointBlock || n > c.left:
 		return nil, damaged("block %d says that it has %d bytes", c.blocks, n)
 	}
 	if int64(cap(c.buf)) < n {

@@ -425,6 +425,14 @@ func (r *Runner) join(ctx context.Context) (joined context.Context, leave func()
 	}, nil
 }
 
+// cause is err, or what ended ctx if that is why.
+func cause(ctx context.Context, err error) error {
+	if err != nil && ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
+	return err
+}
+
 // spawn has work done beside the caller, or not at all if the runner was closed.
 func (r *Runner) spawn(work func()) {
 	if r.opts.Spawn != nil {

@@ -73,7 +73,7 @@ func (r *Runner) CatalogueAt(ctx context.Context, seq uint64) (*Snapshot, error)
 		err = fmt.Errorf("the state at %v was asked for, and a replay ends at %v", pos, s.Position())
 	}
 	if err != nil {
-		return nil, err
+		return nil, cause(ctx, err)
 	}
 	return s, nil
 }

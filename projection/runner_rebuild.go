@@ -43,7 +43,7 @@ func (r *Runner) Rebuild(ctx context.Context, name string) error {
 	err = safely("a view that is rebuilt", func() error { return r.rebuild(ctx, v) })
 	r.rebuilt(v, err)
 	if err != nil {
-		return fmt.Errorf("rebuild view %q: %w", name, err)
+		return fmt.Errorf("rebuild view %q: %w", name, cause(ctx, err))
 	}
 	return r.saveRebuilt(ctx, v)
 }
@@ -202,7 +202,7 @@ func (r *Runner) saveRebuilt(ctx context.Context, v *view) error {
 		err = r.save(ctx, f)
 	}
 	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx)
+		return context.Cause(ctx) // the former checkpoints are removed by the next
 	}
 	r.mu.Lock()
 	kept := v.kept
