@@ -185,7 +185,7 @@ func (r *Runner) rebuilt(v *view, err error) {
 }
 
 // saveRebuilt replaces the checkpoints of the former view, which may be what was wrong
-// with it, by one of the new.
+// with it, by one of the new, or by none: then the next start takes longer.
 func (r *Runner) saveRebuilt(ctx context.Context, v *view) error {
 	if _, ok := v.inUse().(Saver); !ok || !r.writes() {
 		return nil
@@ -198,17 +198,14 @@ func (r *Runner) saveRebuilt(ctx context.Context, v *view) error {
 	v.kept = nil
 	r.mu.Unlock()
 	f, err := r.freezeNow(v)
-	if f != nil {
+	if err == nil && f != nil {
 		err = r.save(ctx, f)
-	}
-	if err != nil && ctx.Err() != nil {
-		return context.Cause(ctx) // the former checkpoints are removed by the next
 	}
 	r.mu.Lock()
 	kept := v.kept
 	r.mu.Unlock()
 	r.removeOthers(v, kept)
-	return nil
+	return cause(ctx, err)
 }
 
 // Jump goes on behind a compaction that overtook the reader of another process's
