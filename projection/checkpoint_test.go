@@ -578,8 +578,10 @@ func TestCheckBounded(t *testing.T) {
 	const n = 250
 	events := make([]shard.Event, n)
 	for i := range events {
-		events[i] = shard.Event{Seq: uint64(i + 1), Gen: uint64(i + 1), Kind: shard.EventRegistered,
-			Key: shard.KeyFromString(fmt.Sprint(i)), State: shard.State{Life: shard.Registered}}
+		events[i] = shard.Event{
+			Seq: uint64(i + 1), Gen: uint64(i + 1), Kind: shard.EventRegistered,
+			Key: shard.KeyFromString(fmt.Sprint(i)), State: shard.State{Life: shard.Registered},
+		}
 	}
 	end, err := w.j.Append(events)
 	if err != nil {

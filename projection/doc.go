@@ -16,5 +16,14 @@
 //	apply → publish → checkpoint
 //
 // so a checkpoint describes what was visible, and losing one costs a longer replay
-// and nothing else.
+// and nothing else. Whatever becomes of checkpoints,
+//
+//	state = fold(base of the journal, events behind it)
+//	      = fold(checkpoint, events behind it)        for a checkpoint that is used
+//
+// What a view is and can be is in view.go, and checked by
+// projection/projectiontest; how fresh one is and can be asked to be in freshness.go
+// and consistency.go. The runner is told of commits (runner.go), feeds views
+// (feed.go), lets readers wait (wait.go), writes checkpoints (checkpoint.go,
+// runner_save.go), and begins with them (runner_recover.go).
 package projection

@@ -138,8 +138,10 @@ func TestCheckpointName(t *testing.T) {
 			t.Fatalf("%q, %d, %v", got, gotSeq, ok)
 		}
 	})
-	for _, name := range []string{"", ".ckpt", "-0000000000000001.ckpt", "a-000000000000001.ckpt", "a-000000000000000G.ckpt",
-		"a-00000000000000AB.ckpt", "a-0000000000000001.ckpt.tmp-00000000", "a+000000000000001.ckpt"} {
+	for _, name := range []string{
+		"", ".ckpt", "-0000000000000001.ckpt", "a-000000000000001.ckpt", "a-000000000000000G.ckpt",
+		"a-00000000000000AB.ckpt", "a-0000000000000001.ckpt.tmp-00000000", "a+000000000000001.ckpt",
+	} {
 		if _, _, ok := parseCheckpointName(name); ok {
 			t.Errorf("%q is a checkpoint", name)
 		}

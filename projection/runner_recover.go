@@ -184,6 +184,9 @@ func (r *Runner) suits(id *checkpointID, v *view) error {
 	if id.pos.Seq == 0 {
 		return damaged("it is of nothing")
 	}
+	if head := r.Head(); v.cat == nil && id.pos.Seq > head.Seq {
+		return fmt.Errorf("%w: event %d, the catalogue shows %d", journal.ErrFuturePosition, id.pos.Seq, head.Seq)
+	}
 	return r.verify(id.pos)
 }
 

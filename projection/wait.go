@@ -253,8 +253,8 @@ func (r *Runner) reached(v *view, c Consistency, want, pos journal.Position) (se
 
 // wait waits for what reached said is not reached.
 func (r *Runner) wait(ctx context.Context, v *view, c Consistency, want journal.Position, seq uint64) (any, journal.Position, error) {
-	value, pos := v.look()
 	if c.mode == asOfMode {
+		pos := v.applied()
 		return nil, pos, fmt.Errorf("view %q shows %v and not %v: only the catalogue can be asked for the past, with CatalogueAt", v.name, pos, want)
 	}
 	bound := c.wait
@@ -268,7 +268,7 @@ func (r *Runner) wait(ctx context.Context, v *view, c Consistency, want journal.
 	r.mu.Unlock()
 	for {
 		err := r.await(ctx, v, seq, timer.C)
-		value, pos = v.look()
+		value, pos := v.look()
 		next, ok := r.reached(v, c, want, pos)
 		switch {
 		case ok:

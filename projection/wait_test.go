@@ -492,3 +492,37 @@ func TestRetryAfter(t *testing.T) {
 		}
 	})
 }
+
+// Proves G19: an answer of a view, "there is none" too, comes with the position as of
+// which that is so.
+func TestNotFoundAsOf(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		g := newGate()
+		v := &slowUsage{newUsageView(), g}
+		w := newWorld(t, journal.NewMemory(), projection.Options{}, v)
+		head := w.commit(1)
+		scheme, _, _ := strings.Cut(w.history[0][0].State.URL, ":")
+		value, f, err := w.r.Read(t.Context(), "usage", projection.Any())
+		if _, found := value.(map[string]Usage)[scheme]; err != nil || found || f.Applied.Seq != 0 || f.Lag != head.Seq {
+			t.Fatalf("%v, %v, %v", value, f, err)
+		}
+		close(g.pass)
+		value, f, err = w.r.Read(t.Context(), "usage", projection.AtLeast(head))
+		if _, found := value.(map[string]Usage)[scheme]; err != nil || !found || f.Applied != head || f.Lag != 0 {
+			t.Fatalf("%v, %v, %v", value, f, err)
+		}
+	})
+}
+
+// slowUsage waits before each batch.
+type slowUsage struct {
+	*usageView
+	gate
+}
+
+func (s *slowUsage) Apply(b *journal.Batch) error {
+	if err := s.before(b); err != nil {
+		return err
+	}
+	return s.usageView.Apply(b)
+}

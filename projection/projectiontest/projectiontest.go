@@ -194,7 +194,7 @@ func (c *check) feed(t *testing.T, v projection.View, batches [][]shard.Event) (
 			return err
 		}
 		if v.Position() != b.End {
-			return fmt.Errorf("Position is %v after a batch that ends at %v", v.Position(), b.End)
+			return fmt.Errorf("the view's Position is %v after a batch that ends at %v", v.Position(), b.End)
 		}
 		shown[b.End.Seq] = c.show(v)
 		return nil
