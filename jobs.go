@@ -66,6 +66,8 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, at durable) {
 			e.letGo(lv.handle)
 			lv.handle = nil
 		}
+	case fsm.CancelJob:
+		e.cancelRunning(lv)
 	case fsm.NotifyFailure:
 		e.d.fails.send(ShardResult{Key: lv.key, Error: eff.Cause})
 	case fsm.Sweep:
@@ -77,16 +79,24 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, at durable) {
 
 // endJobThenSweep cancels the job of a life that is over; the sweep follows its end.
 func (e *eventLoop) endJobThenSweep(lv *live) {
-	switch {
-	case lv.cancelJob == nil:
+	if lv.cancelJob == nil {
 		e.startSweep(lv)
-	case lv.queued != nil && !lv.queued.begun:
+		return
+	}
+	e.cancelRunning(lv)
+}
+
+// cancelRunning cancels the running job, whose end is still told, at once if it has
+// not begun.
+func (e *eventLoop) cancelRunning(lv *live) {
+	if lv.cancelJob == nil {
+		return
+	}
+	lv.cancelJob()
+	if lv.queued != nil && !lv.queued.begun {
 		lv.queued.drop = true
-		lv.cancelJob()
 		e.internal = append(e.internal, input{lv: lv, trig: doneTrigger(lv.s.Job()),
 			done: &completion{attempt: lv.s.Attempt, err: context.Canceled}})
-	default:
-		lv.cancelJob()
 	}
 }
 

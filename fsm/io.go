@@ -154,6 +154,8 @@ const (
 	// Sweep: the life is over: cancel its job, remove all its files, then answer
 	// Ticket.
 	Sweep
+	// CancelJob: nobody wants the result of the running job; its end is still to come.
+	CancelJob
 	// NotifyFailure: tell the failure channel.
 	NotifyFailure
 )

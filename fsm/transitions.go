@@ -294,8 +294,12 @@ func doDestroy(t *step) {
 // doSupersede ends what is known here of a life that goes on, or ended, elsewhere:
 // its files are not ours to sweep.
 func doSupersede(t *step) {
+	working := t.s.job != JobNone && !t.s.stale
 	t.endLife(ErrSuperseded)
 	t.s.Refs = 0
+	if working {
+		t.out.Effects = append(t.out.Effects, Effect{Kind: CancelJob})
+	}
 }
 
 // endLife leaves nothing of the life but its running job, and answers everybody.
