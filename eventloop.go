@@ -76,6 +76,8 @@ type eventLoop struct {
 	flying   *commit
 	failed   error // why the journal is read-only
 	closing  bool
+	turns    uint64 // so far
+	inputs   uint64 // that they took from the queues
 
 	// spawn runs asynchronous work; the simulator replaces it.
 	spawn func(func())
@@ -261,6 +263,8 @@ func (e *eventLoop) turn() bool {
 	if len(e.finished)+len(e.taken)+len(e.internal) == 0 {
 		return false
 	}
+	e.turns++
+	e.inputs += uint64(len(e.finished) + len(e.taken))
 	e.now = e.clock()
 	e.drain()
 	for i := range e.finished {
