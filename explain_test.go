@@ -135,6 +135,42 @@ func TestExplainQueue(t *testing.T) {
 	})
 }
 
+// TestExplainHolders: of those who hold a slot the one longest at it comes first, and
+// of more than are listed there is the number. Proves N7.
+func TestExplainHolders(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		g := newGate()
+		g.ready = true
+		d := start(t, dagstore.Config{MountRegistry: registry(t, g), MaxConcurrentReadyFetches: 20})
+		out := make(chan dagstore.ShardResult, 40)
+		for i := range 38 {
+			k := key("s%02d", 99-i)
+			registerLazily(t, d, k, &gateMount{Mount: carV1(), gate: g})
+			if err := d.AcquireShard(background, k, out, dagstore.AcquireOpts{}); err != nil {
+				t.Fatal(err)
+			}
+			pass(time.Second)
+		}
+		x := explained(t, d, key("s62")) // the last one
+		h := x.Machine.Missing[0].Unmet[0].Holders
+		if h == nil || h.Count != 20 || len(h.Listed) != 16 || len(h.Ahead) != 16 || h.Ahead[0] != "s79" {
+			t.Fatalf("%+v", h)
+		}
+		for i, l := range h.Listed {
+			if l.Shard != key("s%02d", 99-i).String() || l.Job != "fetch" {
+				t.Errorf("holder %d: %+v", i, l)
+			}
+		}
+		if !strings.Contains(x.String(), "and by 4 more") || x.Path[0].Times != 18 {
+			t.Errorf("%s", x)
+		}
+		g.letIn(38)
+		for range 38 {
+			closeAll(t, (<-out).Accessor)
+		}
+	})
+}
+
 // TestExplainRest: of shards that nothing is known of but their record: since is the
 // record's time and sequence number. Proves N7.
 func TestExplainRest(t *testing.T) {

@@ -113,12 +113,6 @@ func TestDisjointStepsCommute(t *testing.T) {
 // shard that was stepped or for the other, the guard says that it changed then. And a
 // step that was taken back says so too. Proves N7 (since).
 func TestSinceIsTheNewestChange(t *testing.T) {
-	cfg := rivals2()
-	cfg.durable = true
-	limit := 3000
-	if raceEnabled {
-		limit = 300
-	}
 	guards := map[*Guard]bool{}
 	for _, row := range table {
 		for _, g := range row.Guards {
@@ -127,42 +121,49 @@ func TestSinceIsTheNewestChange(t *testing.T) {
 			}
 		}
 	}
-	in := Input{}
-	changes := 0
-	walk(&theMachine, &cfg, limit, nil, nil, func(from *world, mv move, _ *world, _ bool) bool {
-		if mv.what != moveStep {
-			return true
-		}
-		next := from.clone()
-		next.net.watch = nil
-		mv.in.Time, mv.in.Seq = 1000, 7
-		var out Out
-		before := next.shards[mv.shard]
-		next.net.Step(&next.shards[mv.shard], &mv.in, &out)
-		look := func(what string, from, to *world, now stamp) {
+	limit := 3000
+	if raceEnabled {
+		limit = 300
+	}
+	for _, cfg := range []config{rivals2(), delayed()} {
+		cfg.lost = false
+		changes := 0
+		// look holds every guard whose value differs to the time of the change.
+		look := func(what string, mv move, from, to *world, now stamp) {
 			for g := range guards {
 				for i := range cfg.shards {
 					a, b := &from.shards[i], &to.shards[i]
-					if g.holds(&from.net, a, &in) == g.holds(&to.net, b, &in) {
+					if g.holds(&from.net, a, &noInput) == g.holds(&to.net, b, &noInput) {
 						continue
 					}
 					changes++
-					if u := g.unmet(&to.net, b, &in); u.Since != now.time || u.SinceSeq != now.seq {
+					if u := g.unmet(&to.net, b, &noInput); u.Since != now.time || u.SinceSeq != now.seq {
 						t.Errorf("%s %s changes %q of shard %d, which says since %d, %d", what, mv, g.Name, i, u.Since, u.SinceSeq)
 					}
 				}
 			}
 		}
-		look("", from, next, stamp{1000, 7})
-		if len(out.Events) > 0 {
-			reverted := next.clone()
-			reverted.net.Revert(&reverted.shards[mv.shard], &before, 2000, 8, &out)
-			look("taking back", next, reverted, stamp{2000, 8})
+		walk(&theMachine, &cfg, limit, nil, nil, func(from *world, mv move, _ *world, _ bool) bool {
+			if mv.what != moveStep {
+				return true
+			}
+			next := from.clone()
+			next.net.watch = nil
+			mv.in.Time, mv.in.Seq = 1000, 7
+			var out Out
+			before := next.shards[mv.shard]
+			next.net.Step(&next.shards[mv.shard], &mv.in, &out)
+			look("", mv, from, next, stamp{1000, 7})
+			if len(out.Events) > 0 {
+				reverted := next.clone()
+				reverted.net.Revert(&reverted.shards[mv.shard], &before, 2000, 8, &out)
+				look("taking back", mv, next, reverted, stamp{2000, 8})
+			}
+			return !t.Failed()
+		}, nil)
+		if changes < 1000 {
+			t.Errorf("only %d changes seen", changes)
 		}
-		return !t.Failed()
-	}, nil)
-	if changes < 1000 {
-		t.Errorf("only %d changes seen", changes)
 	}
 }
 
