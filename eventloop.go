@@ -56,6 +56,8 @@ type eventLoop struct {
 	out    fsm.Out
 	now    int64
 	parked map[fsm.Ticket]*request
+	// sweeping are the requests whose shards are gone and whose files are not.
+	sweeping map[fsm.Ticket]struct{}
 	// cancelling are the shards with cancelled acquires of this turn.
 	cancelling []*live
 	mounts     map[uint64]retained // live mounts of this process by generation
@@ -113,7 +115,7 @@ func newEventLoop(d *DAGStore) *eventLoop {
 		done: make(chan struct{}),
 		net: fsm.NewNet(
 			d.cfg.MaxConcurrentReadyFetches, d.cfg.MaxConcurrentIndex, d.cfg.MaxConcurrentOpens),
-		parked: make(map[fsm.Ticket]*request),
+		parked: make(map[fsm.Ticket]*request), sweeping: make(map[fsm.Ticket]struct{}),
 		mounts: make(map[uint64]retained),
 		copies: make(map[shard.Key]uint64), outlived: make(map[*handle]struct{}),
 		clock: func() int64 { return time.Now().UnixNano() },

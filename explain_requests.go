@@ -220,8 +220,8 @@ func (x *explainer) answered(which func(*request) bool) (fs []found) {
 	for _, c := range e.outbox {
 		look(c)
 	}
-	for _, r := range e.parked {
-		if r.kind == fsm.Destroy && which(r) { // none stays parked otherwise
+	for t := range e.sweeping {
+		if r := e.parked[t]; r != nil && which(r) {
 			fs = append(fs, found{req: r, stage: StageSweeping})
 		}
 	}
@@ -276,6 +276,9 @@ func (x *explainer) explain(f *found) RequestExplanation {
 		x.waiting(f, &r)
 	default:
 		x.toCome(f, &r)
+	}
+	if r.Path == nil {
+		r.Path = []fsm.PathStep{}
 	}
 	return r
 }

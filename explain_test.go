@@ -15,6 +15,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
@@ -250,6 +251,41 @@ func TestExplainRecording(t *testing.T) {
 			} else if res.Error != nil {
 				t.Error(res.Error)
 			}
+		}
+	})
+}
+
+// slowTop is a top-level index that takes its time to forget a shard.
+type slowTop struct {
+	*index.MemInverted
+	gate chan struct{}
+}
+
+func (s *slowTop) RemoveShard(ctx context.Context, k shard.Key) error {
+	<-s.gate
+	return s.MemInverted.RemoveShard(ctx, k)
+}
+
+// TestExplainSweeping: a destroy whose shard is gone and whose files are not. Proves N7.
+func TestExplainSweeping(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		top := &slowTop{index.NewMemoryInverted(), make(chan struct{})}
+		d := start(t, dagstore.Config{TopLevelIndex: top})
+		register(t, d, key("a"), carV1())
+		out := make(chan dagstore.ShardResult, 1)
+		if err := d.DestroyShard(background, key("a"), out, dagstore.DestroyOpts{}); err != nil {
+			t.Fatal(err)
+		}
+		pass(time.Second)
+		goldenRequests(t, "sweeping", d.ExplainRequests(out))
+		_, err := d.Explain(key("a"))
+		wantErr(t, "explain", err, dagstore.ErrShardUnknown)
+		close(top.gate)
+		if res := <-out; res.Error != nil {
+			t.Error(res.Error)
+		}
+		if rs := d.ExplainRequests(out); len(rs) != 0 {
+			t.Errorf("pending after its answer: %v", rs)
 		}
 	})
 }

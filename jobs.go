@@ -73,6 +73,7 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, at durable) {
 	case fsm.Sweep:
 		e.d.top.Load().leave(lv.key)
 		lv.sweep = &sweepOrder{ticket: eff.Ticket, at: at}
+		e.sweeping[eff.Ticket] = struct{}{}
 		e.endJobThenSweep(lv)
 	}
 }
@@ -614,6 +615,7 @@ func (e *eventLoop) startSweep(lv *live) {
 	e.spawn(func() {
 		j.sweep()
 		e.complete(input{ctl: func() {
+			delete(e.sweeping, order.ticket)
 			if req := e.parked[order.ticket]; req != nil {
 				e.answer(req, &fsm.Reply{Ticket: order.ticket}, lv, order.at)
 			}

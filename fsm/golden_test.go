@@ -63,6 +63,10 @@ no place and lead to the same state in either order; "conflicting" pairs share o
 in every fifth state. Each guard removed or negated, each write undeclared and each mistake in an outcome makes the
 check fail (N10).
 
+From every state of one shard a search in the machine finds the shortest path of inputs to an accessor, to being available,
+to being gone and to having no copy of the store's. Its inputs lead there when they are made, and no fewer do
+(TestPathIsShortest). testdata/paths.txt shows some.
+
 `
 
 // goFiles lists the Go files of this folder.
