@@ -186,7 +186,7 @@ func (e *eventLoop) submit(req *request) error {
 			return ErrClosed
 		case len(e.mu.external) < maxExternal:
 			e.mu.tickets++
-			req.ticket, req.since = e.mu.tickets, e.clock()
+			req.ticket = e.mu.tickets
 			e.mu.external = append(e.mu.external, input{req: req})
 			e.wakeLocked()
 			e.mu.Unlock()
@@ -310,6 +310,9 @@ func (e *eventLoop) process(in *input) {
 // request finds the live shard that a request is for.
 func (e *eventLoop) request(in *input) {
 	req := in.req
+	if req.since == 0 {
+		req.since = e.now
+	}
 	if err := req.ctx.Err(); err != nil || req.state.Load() == reqAbandoned {
 		if err == nil {
 			err = context.Canceled

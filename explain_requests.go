@@ -35,7 +35,8 @@ type RequestExplanation struct {
 	ID   uint64    `json:"id"`
 	Key  shard.Key `json:"key"`
 	Kind string    `json:"kind"`
-	// Since is when it was made, Age how long ago that is, in nanoseconds.
+	// Since is when the loop took it from its queue, the next moment after it was made
+	// unless the queue is long. Age is how long ago that is, in nanoseconds.
 	Since time.Time     `json:"since"`
 	Age   time.Duration `json:"ageNs"`
 	Stage RequestStage  `json:"stage"`
@@ -250,9 +251,13 @@ func (c *courier) find(which func(*request) bool) (fs []found) {
 
 func (x *explainer) explain(f *found) RequestExplanation {
 	e, req := x.e, f.req
+	since := req.since
+	if since == 0 {
+		since = e.now
+	}
 	r := RequestExplanation{
-		ID: uint64(req.ticket), Key: req.key, Kind: req.kind.String(), Since: time.Unix(0, req.since).UTC(),
-		Age: time.Duration(max(e.now-req.since, 0)), Stage: f.stage, Ahead: f.ahead, Goal: goalOf(req).String(),
+		ID: uint64(req.ticket), Key: req.key, Kind: req.kind.String(), Since: time.Unix(0, since).UTC(),
+		Age: time.Duration(max(e.now-since, 0)), Stage: f.stage, Ahead: f.ahead, Goal: goalOf(req).String(),
 	}
 	if lazily(req) {
 		r.Goal = "the registration is recorded"

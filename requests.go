@@ -55,7 +55,7 @@ type request struct {
 	out    chan ShardResult
 	key    shard.Key
 	ticket fsm.Ticket // given when it is queued
-	since  int64      // ... at this time
+	since  int64      // when the loop took it
 	kind   fsm.Trigger
 	// state goes from pending to answered or abandoned, once.
 	state atomic.Int32
