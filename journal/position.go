@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"hash/crc32"
+	"strings"
 )
 
 // Position names a prefix of a journal: the events 1..Seq, whose batches hash to
@@ -71,6 +72,8 @@ func ParseToken(token string) (Position, error) {
 	}
 	b, err := base64.RawURLEncoding.Strict().DecodeString(token)
 	switch {
+	case strings.ContainsAny(token, "\r\n"): // which the decoder passes over
+		return Position{}, fmt.Errorf("%w: %.80q has more than one line", ErrBadToken, token)
 	case err != nil:
 		return Position{}, fmt.Errorf("%w: %.80q: %w", ErrBadToken, token, err)
 	case len(b) > 0 && b[0] != tokenVersion:
