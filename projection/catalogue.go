@@ -1,82 +1,143 @@
 package projection
 
 import (
-	"cmp"
 	"crypto/sha256"
 	"fmt"
-	"slices"
-	"strings"
-	"sync"
+	"sync/atomic"
 
 	"github.com/cespare/xxhash/v2"
-	"github.com/tidwall/btree"
 
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/shard"
 )
 
-// Catalogue is the view that maps each key to its newest durable state. One
-// goroutine applies; any may read. Looking up one key takes a read lock for the
-// time of a lookup; a [Snapshot] takes it for an instant and reads without.
+// Catalogue is the view that maps each key to its newest durable state. One goroutine
+// applies, and calls Check; any may read, without a lock: a batch is shown by
+// exchanging one pointer, whatever the number of shards.
+//
+//	state = fold(events 1..Position().Seq)   or   fold(base, events behind its horizon)
 type Catalogue struct {
-	mu struct {
-		sync.RWMutex
-		tree *btree.BTreeG[slot]
-		pos  journal.Position
-		n    [8]int // records by life
-	}
-	seen map[shard.Key]struct{} // the keys of a batch, while it is checked
+	shown atomic.Pointer[Snapshot]
+
+	// What follows belongs to the goroutine that applies.
+
+	epoch uint64                 // of the newest nodes of the trie
+	seen  map[shard.Key]struct{} // the keys of a batch, while it is checked
+	buf   []byte                 // the bytes of a record, while it is made
+	base  *Snapshot              // what ApplyBase has been given so far
 }
 
-// slot is an entry of the tree, which is in the order of the keys' hashes: that
-// spreads any set of keys evenly and compares without following a pointer. Keys
-// with the same hash are chained.
-type slot struct {
-	hash uint64
-	rec  *Record
-}
-
-func byHash(a, b slot) bool { return a.hash < b.hash }
+var (
+	_ Publisher = (*Catalogue)(nil)
+	_ Saver     = (*Catalogue)(nil)
+	_ Based     = (*Catalogue)(nil)
+	_ Rebuilder = (*Catalogue)(nil)
+)
 
 // NewCatalogue returns the view of the empty journal.
 func NewCatalogue() *Catalogue {
 	c := &Catalogue{seen: make(map[shard.Key]struct{})}
-	c.mu.tree = btree.NewBTreeGOptions(byHash, btree.Options{NoLocks: true, Degree: 64})
+	c.shown.Store(&Snapshot{})
 	return c
 }
+
+// Name implements [View].
+func (c *Catalogue) Name() string { return "catalogue" }
+
+// Version implements [View].
+func (c *Catalogue) Version() uint32 { return 1 }
+
+// Fresh implements [Rebuilder].
+func (c *Catalogue) Fresh() (View, error) { return NewCatalogue(), nil }
+
+// Position returns the prefix of the journal that is shown.
+func (c *Catalogue) Position() journal.Position { return c.shown.Load().pos }
+
+// Snapshot returns what is shown now. It never changes.
+func (c *Catalogue) Snapshot() *Snapshot { return c.shown.Load() }
+
+// Publish implements [Publisher]: it returns what Snapshot does.
+func (c *Catalogue) Publish() any { return c.shown.Load() }
+
+// Get returns the record of key, or nil. A record keeps about 15 others in memory; who
+// keeps some for long copies what they need.
+func (c *Catalogue) Get(key shard.Key) *Record { return c.shown.Load().Get(key) }
 
 // Apply shows a batch. A batch that is already shown changes nothing. An event
 // that cannot follow what is shown is an error, and then none of the batch is
 // shown.
 func (c *Catalogue) Apply(b *journal.Batch) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if b.End.Seq <= c.mu.pos.Seq {
+	now := c.shown.Load()
+	if b.End.Seq <= now.pos.Seq {
 		return nil
 	}
-	if first := b.End.Seq - uint64(len(b.Events)) + 1; first != c.mu.pos.Seq+1 {
-		return fmt.Errorf("catalogue at %d cannot show events %d to %d: a gap", c.mu.pos.Seq, first, b.End.Seq)
+	if err := now.follows(b); err != nil {
+		return err
 	}
-	n := c.mu.n
-	undo := make([]slot, 0, len(b.Events))
+	// What is made of a batch that fails is reachable from nowhere: the next epoch
+	// begins with what is shown.
+	next := c.next()
+	w := writer{epoch: c.epoch, root: &next.root}
 	for i := range b.Events {
-		if err := c.applyLocked(&b.Events[i], &undo); err != nil {
-			for j := len(undo) - 1; j >= 0; j-- {
-				c.storeLocked(undo[j].hash, undo[j].rec)
-			}
-			c.mu.n = n
+		if err := c.show(&w, next, &b.Events[i]); err != nil {
 			return err
 		}
 	}
-	c.mu.pos = b.End
+	next.pos = b.End
+	c.shown.Store(next)
 	return nil
+}
+
+// follows returns an error unless b begins where s ends.
+func (s *Snapshot) follows(b *journal.Batch) error {
+	if first := b.End.Seq - uint64(len(b.Events)) + 1; first != s.pos.Seq+1 {
+		return fmt.Errorf("catalogue at %d cannot show events %d to %d: a gap", s.pos.Seq, first, b.End.Seq)
+	}
+	return nil
+}
+
+// next begins an epoch, with a copy of what is shown to be changed and shown in turn.
+func (c *Catalogue) next() *Snapshot {
+	c.epoch++
+	next := *c.shown.Load()
+	return &next
+}
+
+// show changes s by one event.
+func (c *Catalogue) show(w *writer, s *Snapshot, e *shard.Event) error {
+	hash := xxhash.Sum64String(e.Key.String())
+	prev := s.root.find(hash, e.Key.String())
+	if err := checkNext(prev, e); err != nil {
+		return err
+	}
+	if prev != nil {
+		s.n[prev.Life()]--
+	}
+	if e.Kind == shard.EventDestroyed {
+		w.remove(hash, e.Key.String())
+		return nil
+	}
+	var err error
+	if c.buf, err = appendRecord(c.buf[:0], e); err != nil {
+		return err
+	}
+	s.n[e.State.Life]++
+	w.put(hash, Record{string(c.buf)})
+	return nil
+}
+
+// checkNext is shard.CheckNext after a record, which is nil if there is no shard.
+func checkNext(prev *Record, e *shard.Event) error {
+	if prev == nil {
+		return shard.CheckNext(shard.None, e.Gen, e)
+	}
+	return shard.CheckNext(prev.Life(), prev.Gen(), e)
 }
 
 // Check says whether Apply could show events as the next batch. No two may be of the
 // same key: a shard takes one step at a time. Who applies checks.
 func (c *Catalogue) Check(events []shard.Event) error {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
+	now := c.shown.Load()
 	clear(c.seen)
 	for i := range events {
 		e := &events[i]
@@ -84,169 +145,28 @@ func (c *Catalogue) Check(events []shard.Event) error {
 			return fmt.Errorf("%w: two events of shard %q in one batch", shard.ErrIllegal, e.Key)
 		}
 		c.seen[e.Key] = struct{}{}
-		life, gen := shard.None, e.Gen
-		if prev := find(c.chainLocked(xxhash.Sum64String(e.Key.String())), e.Key.String()); prev != nil {
-			life, gen = prev.life, prev.gen
-		}
-		if err := shard.CheckNext(life, gen, e); err != nil {
+		if err := checkNext(now.Get(e.Key), e); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// applyLocked shows one event and notes in undo what it replaced.
-func (c *Catalogue) applyLocked(e *shard.Event, undo *[]slot) error {
-	h := xxhash.Sum64String(e.Key.String())
-	chain := c.chainLocked(h)
-	*undo = append(*undo, slot{h, chain})
-	chain, err := follow(chain, e, &c.mu.n)
-	if err == nil {
-		c.storeLocked(h, chain)
-	}
-	return err
-}
-
-// follow returns the chain after an event, and keeps the count of records by life.
-func follow(chain *Record, e *shard.Event, n *[8]int) (*Record, error) {
-	prev := find(chain, e.Key.String())
-	life, gen := shard.None, e.Gen
-	if prev != nil {
-		life, gen = prev.life, prev.gen
-	}
-	if err := shard.CheckNext(life, gen, e); err != nil {
-		return nil, err
-	}
-	if prev != nil {
-		n[prev.life]--
-	}
-	var r *Record
-	if e.Kind != shard.EventDestroyed {
-		r = newRecord(e, prev)
-		n[r.life]++
-	}
-	return replace(chain, prev, r), nil
-}
-
-// Load makes the catalogue from a whole journal, with nobody reading meanwhile. It
-// is several times as fast as applying the batches one after the other: the tree is
-// built at the end, in order.
-func (c *Catalogue) Load(j journal.Journal) error {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	chains := make(map[uint64]*Record, min(j.Head().Seq, 1<<22))
-	err := j.Replay(0, func(b *journal.Batch) error {
-		for i := range b.Events {
-			e := &b.Events[i]
-			h := xxhash.Sum64String(e.Key.String())
-			chain, err := follow(chains[h], e, &c.mu.n)
-			if err != nil {
-				return err
-			}
-			if chain == nil {
-				delete(chains, h)
-			} else {
-				chains[h] = chain
-			}
-		}
-		c.mu.pos = b.End
-		return nil
-	})
-	if err != nil {
-		return err
-	}
-	slots := make([]slot, 0, len(chains))
-	for h, chain := range chains {
-		slots = append(slots, slot{h, chain})
-	}
-	slices.SortFunc(slots, func(a, b slot) int { return cmp.Compare(a.hash, b.hash) })
-	for _, s := range slots {
-		c.mu.tree.Load(s)
-	}
-	return nil
-}
-
-func (c *Catalogue) chainLocked(h uint64) *Record {
-	s, _ := c.mu.tree.Get(slot{hash: h})
-	return s.rec
-}
-
-func (c *Catalogue) storeLocked(h uint64, chain *Record) {
-	if chain == nil {
-		c.mu.tree.Delete(slot{hash: h})
-		return
-	}
-	c.mu.tree.Set(slot{h, chain})
-}
-
-func find(chain *Record, key string) *Record {
-	for r := chain; r != nil; r = r.next {
-		if r.key() == key {
-			return r
-		}
-	}
-	return nil
-}
-
-// replace returns the chain with r in place of old, in key order; either may be
-// nil. Records are immutable once shown, so a chain of several, which is next to
-// never, is made of copies.
-func replace(chain, old, r *Record) *Record {
-	if chain == nil || chain == old && old.next == nil {
-		return r
-	}
-	var rs []*Record
-	for p := chain; p != nil; p = p.next {
-		if p != old {
-			q := *p
-			rs = append(rs, &q)
-		}
-	}
-	if r != nil {
-		rs = append(rs, r)
-	}
-	slices.SortFunc(rs, func(a, b *Record) int { return strings.Compare(a.key(), b.key()) })
-	var out *Record
-	for _, r := range slices.Backward(rs) {
-		r.next = out
-		out = r
-	}
-	return out
-}
-
-// Get returns the record of key, or nil.
-func (c *Catalogue) Get(key shard.Key) *Record {
-	h := xxhash.Sum64String(key.String())
-	c.mu.RLock()
-	chain := c.chainLocked(h)
-	c.mu.RUnlock()
-	return find(chain, key.String())
-}
-
-// Position returns the prefix of the journal that is shown.
-func (c *Catalogue) Position() journal.Position {
-	c.mu.RLock()
-	defer c.mu.RUnlock()
-	return c.mu.pos
-}
-
-// Snapshot returns what is shown now, in constant time. It never changes.
-func (c *Catalogue) Snapshot() *Snapshot {
-	// Copying marks the shared nodes in both trees, so it needs the write lock.
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return &Snapshot{tree: c.mu.tree.Copy(), pos: c.mu.pos, n: c.mu.n}
-}
-
-// Snapshot is the catalogue after one batch. It may be read by many goroutines.
+// Snapshot is the catalogue after one batch. It is immutable; any number of goroutines
+// may read it.
 type Snapshot struct {
-	tree *btree.BTreeG[slot]
 	pos  journal.Position
-	n    [8]int
+	n    [8]int // records by life
+	root root
 }
 
 // Position returns the prefix of the journal that the snapshot shows.
 func (s *Snapshot) Position() journal.Position { return s.pos }
+
+// Get returns the record of key, or nil.
+func (s *Snapshot) Get(key shard.Key) *Record {
+	return s.root.find(xxhash.Sum64String(key.String()), key.String())
+}
 
 // Len counts the shards.
 func (s *Snapshot) Len() (n int) {
@@ -261,26 +181,49 @@ func (s *Snapshot) Count(l shard.Life) int { return s.n[l] }
 
 // All visits every record until visit returns false, in an order that depends on
 // the keys alone.
-func (s *Snapshot) All(visit func(*Record) bool) { s.From("", visit) }
+func (s *Snapshot) All(visit func(*Record) bool) {
+	s.slots(func(sl *slot) bool { return visit(&sl.rec) })
+}
+
+func (s *Snapshot) slots(visit func(*slot) bool) {
+	for _, n := range s.root {
+		if !n.walk(visit) {
+			return
+		}
+	}
+}
 
 // From is All for what comes after key in that order; the empty key is before all.
 // The key need not be there any more.
 func (s *Snapshot) From(key string, visit func(*Record) bool) {
-	h := uint64(0)
-	if key != "" {
-		h = xxhash.Sum64String(key)
+	if key == "" {
+		s.All(visit)
+		return
 	}
-	s.tree.Ascend(slot{hash: h}, func(sl slot) bool {
-		for r := sl.rec; r != nil; r = r.next {
-			if key != "" && sl.hash == h && r.key() <= key {
-				continue
-			}
-			if !visit(r) {
-				return false
-			}
+	hash := xxhash.Sum64String(key)
+	each := func(sl *slot) bool { return visit(&sl.rec) }
+	first := hash >> (64 - rootBits)
+	if !s.root[first].walkFrom(firstShift, hash, key, each) {
+		return
+	}
+	for _, n := range s.root[first+1:] {
+		if !n.walk(each) {
+			return
 		}
-		return true
+	}
+}
+
+// Events emits the newest event of every shard, in the order of All, until emit
+// returns an error, which it returns. It is what a journal is compacted to:
+// journal.Compactor.Compact takes it as the base at Position. The event is valid
+// during the call only, its strings for good.
+func (s *Snapshot) Events(emit func(*shard.Event) error) (err error) {
+	s.All(func(r *Record) bool {
+		e := r.Event()
+		err = emit(&e)
+		return err == nil
 	})
+	return err
 }
 
 // Digest hashes all records: equal digests mean equal states.
@@ -288,9 +231,10 @@ func (s *Snapshot) Digest() (d [32]byte) {
 	h := sha256.New()
 	var buf []byte
 	s.All(func(r *Record) bool {
-		e := shard.Event{Seq: r.seq, Gen: r.gen, Time: r.time, Kind: shard.EventRegistered, Key: r.Key(), State: r.State()}
+		e := r.Event()
+		e.Kind = shard.EventRegistered
 		buf = shard.AppendEvent(buf[:0], &e)
-		buf = append(buf, byte(r.seq), byte(r.seq>>8), byte(r.seq>>16), byte(r.seq>>24), byte(r.seq>>32))
+		buf = append(buf, byte(e.Seq), byte(e.Seq>>8), byte(e.Seq>>16), byte(e.Seq>>24), byte(e.Seq>>32))
 		h.Write(buf)
 		return true
 	})

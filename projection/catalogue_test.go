@@ -2,7 +2,6 @@ package projection
 
 import (
 	"fmt"
-	"maps"
 	"slices"
 	"testing"
 
@@ -92,7 +91,7 @@ func TestCatalogueIsFold(t *testing.T) {
 		applied, loaded := NewCatalogue(), NewCatalogue()
 		apply(t, applied, j)
 		apply(t, applied, j) // twice equals once
-		if err := loaded.Load(j); err != nil {
+		if _, err := loaded.Load(t.Context(), j); err != nil {
 			t.Fatal(err)
 		}
 		for name, c := range map[string]*Catalogue{"applied": applied, "loaded": loaded} {
@@ -208,37 +207,6 @@ func TestFrom(t *testing.T) {
 	}
 }
 
-// TestReplace builds the chains of keys whose hashes collide.
-func TestReplace(t *testing.T) {
-	record := func(key string, seq uint64) *Record {
-		return newRecord(&shard.Event{Seq: seq, Gen: 1, Key: shard.KeyFromString(key)}, nil)
-	}
-	rapid.Check(t, func(t *rapid.T) {
-		var chain *Record
-		want := map[string]uint64{}
-		for seq := range rapid.Uint64Range(0, 30).Draw(t, "changes") {
-			key := rapid.SampledFrom([]string{"a", "b", "c", "d"}).Draw(t, "key")
-			old := find(chain, key)
-			if rapid.Bool().Draw(t, "remove") {
-				chain = replace(chain, old, nil)
-				delete(want, key)
-			} else {
-				chain = replace(chain, old, record(key, seq))
-				want[key] = seq
-			}
-			got := map[string]uint64{}
-			var order []string
-			for r := chain; r != nil; r = r.next {
-				got[r.key()] = r.seq
-				order = append(order, r.key())
-			}
-			if !maps.Equal(got, want) || !slices.IsSorted(order) || len(order) != len(want) {
-				t.Fatalf("chain %v %v, want %v", order, got, want)
-			}
-		}
-	})
-}
-
 func BenchmarkLoad(b *testing.B) {
 	const n = 200_000
 	j := journal.NewMemory()
@@ -251,7 +219,7 @@ func BenchmarkLoad(b *testing.B) {
 		b.Fatal(err)
 	}
 	for b.Loop() {
-		if err := NewCatalogue().Load(j); err != nil {
+		if _, err := NewCatalogue().Load(b.Context(), j); err != nil {
 			b.Fatal(err)
 		}
 	}
