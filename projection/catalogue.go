@@ -24,7 +24,7 @@ type Catalogue struct {
 	epoch uint64                 // of the newest nodes of the trie
 	seen  map[shard.Key]struct{} // the keys of a batch, while it is checked
 	buf   []byte                 // the bytes of a record, while it is made
-	base  *Snapshot              // what ApplyBase has been given so far
+	base  *loader                // has what ApplyBase was given so far
 }
 
 var (

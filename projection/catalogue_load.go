@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"math"
 	"runtime"
-	"strings"
 	"sync"
 	"sync/atomic"
-	"unsafe"
 
 	"github.com/cespare/xxhash/v2"
 
@@ -23,36 +21,38 @@ import (
 // those that were replayed, the base not included. The result is shown at the end; an
 // error, also that of ctx, leaves what was shown before.
 //
-// It is what Apply of all batches comes to and several times as fast: the events are
-// folded by the hashes of their keys, on all cores, and nothing is published between.
+// It is what Apply of all batches comes to and several times as fast: events are
+// collected by the hashes of their keys, and merged into the trie in runs, on all
+// cores. Nothing is published in between.
 func (c *Catalogue) Load(ctx context.Context, j journal.Journal) (events uint64, err error) {
 	l := c.newLoader(j.Head().Seq)
 	defer l.end()
 	comp, _ := j.(journal.Compactor)
 	if comp != nil && l.next.pos.Seq == 0 && comp.Horizon().Seq > 0 {
-		l.limit = math.MaxUint64
-		horizon, err := comp.Base(func(events []shard.Event) error { return l.add(ctx, events) })
-		if err == nil {
-			err = l.settle()
-		}
-		if err != nil {
+		l.limit = math.MaxUint64 // the journal has verified it
+		horizon, err := comp.Base(func(events []shard.Event) error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return l.add(events)
+		})
+		if err := l.settle(err); err != nil {
 			return 0, err
 		}
 		l.next.pos, l.limit = horizon, 0
 	}
 	from := l.next.pos.Seq
 	err = j.Replay(from, func(b *journal.Batch) error {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
 		if err := l.next.follows(b); err != nil {
 			return err
 		}
 		l.next.pos = b.End
-		return l.add(ctx, b.Events)
+		return l.add(b.Events)
 	})
-	// An event that a worker could not show comes before what made the replay end.
-	if werr := l.settle(); werr != nil {
-		err = werr
-	}
-	if err != nil {
+	if err := l.settle(err); err != nil {
 		return 0, err
 	}
 	c.shown.Store(l.next)
@@ -61,29 +61,20 @@ func (c *Catalogue) Load(ctx context.Context, j journal.Journal) (events uint64,
 
 // ApplyBase implements [Based].
 func (c *Catalogue) ApplyBase(events []shard.Event, end journal.Position, last bool) error {
-	if c.Position().Seq != 0 {
-		return fmt.Errorf("catalogue at %d is not empty: a base at %d cannot be added", c.Position().Seq, end.Seq)
-	}
 	if c.base == nil {
-		c.base = c.next()
-	}
-	c.base.pos = end
-	w := loadWorker{writer: writer{epoch: c.epoch, root: &c.base.root}}
-	for i := range events {
-		var err error
-		if c.buf, err = appendRecord(c.buf[:0], &events[i]); err != nil {
-			return err
+		if pos := c.Position(); pos.Seq != 0 {
+			return fmt.Errorf("catalogue at %d is not empty: a base at %d cannot be added", pos.Seq, end.Seq)
 		}
-		if err := w.showBase(xxhash.Sum64String(events[i].Key.String()), string(c.buf), end.Seq); err != nil {
-			return err
-		}
+		c.base = c.newLoader(0)
 	}
-	for l, n := range w.n {
-		c.base.n[l] += n
+	l := c.base
+	l.limit, l.next.pos = end.Seq, end
+	if err := l.settle(l.add(events)); err != nil {
+		return err
 	}
 	if last {
-		c.shown.Store(c.base)
 		c.base = nil
+		c.shown.Store(l.next)
 	}
 	return nil
 }
@@ -92,38 +83,34 @@ const (
 	// fewEvents are folded by the goroutine that replays.
 	fewEvents = 4096
 	// loadChunk is about how many bytes of records a worker is given at a time. They
-	// are all of one node of the root, whose trie then stays in the core's cache.
-	loadChunk = 32 << 10
+	// are all of one node of the root, so that many go into each of its leaves. There
+	// are 256 chunks that are being filled: 64 MiB.
+	loadChunk = 256 << 10
+	// loadSlack is by how much a chunk may be longer without being moved.
+	loadSlack = 1 << 10
 	// loadAhead is how many chunks may wait for each worker.
-	loadAhead = 32
+	loadAhead = 8
 )
 
-// loader folds events into the trie of a snapshot that nobody sees yet. Events of the
-// same key go through the same worker, in their order.
+// loader folds events into the trie of a snapshot that nobody sees yet. Those of a
+// node of the root are all folded by the same worker, in the order in which they came.
 type loader struct {
 	next    *Snapshot
-	limit   uint64                // of a base: its horizon; 0 for events
-	parts   [1 << rootBits][]byte // chunks that are being filled
+	limit   uint64                // of the seqs in a base; 0 for events
+	parts   [1 << rootBits][]byte // chunks that are being filled, by node of the root
+	full    [1 << rootBits]int    // the length at which each is handed on
 	workers []*loadWorker
 	running sync.WaitGroup // workers
 	pending sync.WaitGroup // chunks that are not folded yet
 	failed  atomic.Bool    // a worker has an error
 	// free are chunks to be used again. It is nil if there is no goroutine but the
-	// caller's; buf is the chunk then.
+	// caller's, and then parts[0] is the chunk of all nodes.
 	free chan []byte
-	buf  []byte
+	// likely is about how many bytes will go into each part, 250 for an event.
+	likely int
 }
 
-// loadWorker folds the events of some of the root's nodes.
-type loadWorker struct {
-	writer
-	n     [8]int // what is added to the count of records by life
-	queue chan chunk
-	event shard.Event // the last one, if err is not nil the one it is about
-	err   error
-}
-
-// chunk is a run of hash, 8 bytes, length, 4 bytes, and bytes of a record.
+// chunk is a run of records, each after its hash, 8 bytes, and its length, 4 bytes.
 type chunk struct {
 	data  []byte
 	limit uint64 // of the seqs in a base; 0 for events
@@ -138,10 +125,18 @@ var errStopped = errors.New("a worker of the load has failed")
 func (c *Catalogue) newLoader(head uint64) *loader {
 	l := &loader{next: c.next()}
 	workers := 1
-	if many := head-l.next.pos.Seq > fewEvents; many {
-		// One core is busy with replaying, and the replay with reading ahead.
-		workers = max(1, min(runtime.GOMAXPROCS(0)-1, 8))
+	if many := head - l.next.pos.Seq; head > l.next.pos.Seq && many > fewEvents {
+		l.likely = int(min(loadChunk, many))
+		workers = min(runtime.GOMAXPROCS(0), 8)
 		l.free = make(chan []byte, workers*loadAhead)
+	}
+	for part := range l.full {
+		// All fill at about the same pace. If they began with the same length, all
+		// would be handed on at the same time, and none in between.
+		l.full[part] = loadChunk * (part + 1) / len(l.full)
+		if l.free != nil {
+			l.parts[part] = l.newChunk(uint64(part))
+		}
 	}
 	for range workers {
 		w := &loadWorker{writer: writer{epoch: c.epoch, root: &l.next.root}}
@@ -154,23 +149,18 @@ func (c *Catalogue) newLoader(head uint64) *loader {
 	return l
 }
 
-// add hands events to the workers.
-func (l *loader) add(ctx context.Context, events []shard.Event) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
+// add collects events.
+func (l *loader) add(events []shard.Event) error {
 	if l.failed.Load() {
 		return errStopped
 	}
 	for i := range events {
 		hash := xxhash.Sum64String(events[i].Key.String())
 		part := hash >> (64 - rootBits)
-		buf := l.parts[part]
 		if l.free == nil {
-			buf = l.buf[:0]
-		} else if buf == nil {
-			buf = l.newPart()
+			part = 0
 		}
+		buf := l.parts[part]
 		at := len(buf)
 		buf = binary.LittleEndian.AppendUint64(buf, hash)
 		buf = append(buf, 0, 0, 0, 0)
@@ -179,58 +169,57 @@ func (l *loader) add(ctx context.Context, events []shard.Event) error {
 			return err
 		}
 		binary.LittleEndian.PutUint32(buf[at+8:], uint32(len(buf)-at-chunkHeader))
-		switch {
-		case l.free == nil:
-			l.workers[0].fold(chunk{buf, l.limit}, l)
-			l.buf = buf
-		case len(buf) >= loadChunk:
-			l.parts[part] = nil
-			l.send(part, buf)
-		default:
-			l.parts[part] = buf
+		l.parts[part] = buf
+		if len(buf) >= l.full[part] {
+			l.full[part] = loadChunk
+			l.handOn(part)
 		}
 	}
 	return nil
 }
 
-func (l *loader) newPart() []byte {
+// handOn gives the chunk of a part to its worker, and begins another.
+func (l *loader) handOn(part uint64) {
+	c := chunk{l.parts[part], l.limit}
+	if l.free == nil {
+		l.workers[0].fold(c, l)
+		l.parts[part] = c.data[:0]
+		return
+	}
+	l.pending.Add(1)
+	l.workers[part%uint64(len(l.workers))].queue <- c
 	select {
-	case buf := <-l.free:
-		return buf[:0]
+	case l.parts[part] = <-l.free:
 	default:
-		return make([]byte, 0, loadChunk+loadChunk/8)
+		l.parts[part] = l.newChunk(part)
 	}
 }
 
-func (l *loader) send(part uint64, buf []byte) {
-	l.pending.Add(1)
-	l.workers[part%uint64(len(l.workers))].queue <- chunk{buf, l.limit}
+// newChunk returns room for what is likely to come.
+func (l *loader) newChunk(part uint64) []byte {
+	return make([]byte, 0, min(l.full[part], l.likely)+loadSlack)
 }
 
 // settle waits until everything that was added is folded. It returns the error of the
-// event that comes first in the journal.
-func (l *loader) settle() error {
+// event that comes first in the journal, or else err, which is why no more come.
+func (l *loader) settle(err error) error {
 	for part, buf := range l.parts {
-		if buf != nil {
-			l.parts[part] = nil
-			l.send(uint64(part), buf)
+		if len(buf) > 0 {
+			l.handOn(uint64(part))
 		}
 	}
 	l.pending.Wait()
-	var first *loadWorker
+	first := uint64(math.MaxUint64)
 	for _, w := range l.workers {
-		if w.err != nil && (first == nil || w.event.Seq < first.event.Seq) {
-			first = w
+		if w.err != nil && w.errSeq < first {
+			first, err = w.errSeq, w.err
 		}
 		for life, n := range w.n {
 			l.next.n[life] += n
 		}
 		w.n = [8]int{}
 	}
-	if first != nil {
-		return first.err
-	}
-	return nil
+	return err
 }
 
 // end ends the workers.
@@ -242,73 +231,4 @@ func (l *loader) end() {
 		close(w.queue)
 	}
 	l.running.Wait()
-}
-
-func (w *loadWorker) run(l *loader) {
-	for c := range w.queue {
-		w.fold(c, l)
-		if cap(c.data) <= 2*loadChunk {
-			select {
-			case l.free <- c.data:
-			default:
-			}
-		}
-		l.pending.Done()
-	}
-}
-
-// fold shows the events of a chunk, unless an earlier one could not be shown.
-func (w *loadWorker) fold(c chunk, l *loader) {
-	// The chunk's memory is used again; what stays of it is copied.
-	text := unsafe.String(unsafe.SliceData(c.data), len(c.data))
-	for len(text) > 0 && w.err == nil {
-		hash, n := le64(text), chunkHeader+int(le32(text[8:]))
-		rec := text[chunkHeader:n]
-		text = text[n:]
-		if c.limit != 0 {
-			w.err = w.showBase(hash, rec, c.limit)
-		} else {
-			w.err = w.show(hash, rec)
-		}
-		if w.err != nil {
-			l.failed.Store(true)
-		}
-	}
-}
-
-// show changes the trie by one event, given as its record. The text is copied.
-func (w *loadWorker) show(hash uint64, text string) error {
-	rec := Record{text}
-	e := &w.event
-	e.Seq, e.Gen, e.Key, e.State.Life = rec.Seq(), rec.Gen(), rec.Key(), rec.Life()
-	e.Kind = kindOf(e.State.Life)
-	prev := w.root.find(hash, e.Key.String())
-	if err := checkNext(prev, e); err != nil {
-		return err
-	}
-	if prev != nil {
-		w.n[prev.Life()]--
-	}
-	if e.Kind == shard.EventDestroyed {
-		w.remove(hash, e.Key.String())
-		return nil
-	}
-	w.n[e.State.Life]++
-	w.put(hash, Record{strings.Clone(text)})
-	return nil
-}
-
-// showBase adds a shard of a base that ends at limit. The text is copied.
-func (w *loadWorker) showBase(hash uint64, text string, limit uint64) error {
-	rec := Record{text}
-	w.event.Seq = rec.Seq()
-	switch {
-	case rec.Life() == shard.None || rec.Gen() == 0 || rec.Gen() > rec.Seq() || rec.Seq() > limit:
-		return fmt.Errorf("%w: base at %d: shard %q: seq %d, gen %d, %s", shard.ErrBadEvent, limit, rec.key(), rec.Seq(), rec.Gen(), rec.Life())
-	case w.root.find(hash, rec.key()) != nil:
-		return fmt.Errorf("%w: base at %d: shard %q twice", shard.ErrBadEvent, limit, rec.key())
-	}
-	w.n[rec.Life()]++
-	w.put(hash, Record{strings.Clone(text)})
-	return nil
 }

@@ -190,6 +190,14 @@ func (w *writer) removeFrom(n *node, shift int, hash uint64, key string) *node {
 	if n.count--; n.count > minInner {
 		return n
 	}
+	return w.flatten(n)
+}
+
+// flatten returns an inner node as a leaf.
+func (w *writer) flatten(n *node) *node {
+	if n.count == 0 {
+		return nil
+	}
 	leaf := w.newLeaf(n.count)
 	i := 0
 	n.walk(func(s *slot) bool { leaf.slots[i] = *s; i++; return true })
