@@ -206,22 +206,3 @@ func TestFrom(t *testing.T) {
 		}
 	}
 }
-
-func BenchmarkLoad(b *testing.B) {
-	const n = 200_000
-	j := journal.NewMemory()
-	events := make([]shard.Event, n)
-	for i := range events {
-		events[i] = shard.Event{Seq: uint64(i + 1), Gen: uint64(i + 1), Kind: shard.EventRegistered,
-			Key: shard.KeyFromString(fmt.Sprintf("baga6ea4seaqshard%040d", i)), State: shard.State{Life: shard.Registered, URL: "file:///data/x.car"}}
-	}
-	if _, err := j.Append(events); err != nil {
-		b.Fatal(err)
-	}
-	for b.Loop() {
-		if _, err := NewCatalogue().Load(b.Context(), j); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.ReportMetric(float64(n)*float64(b.N)/b.Elapsed().Seconds(), "events/s")
-}
