@@ -170,21 +170,30 @@ func (d *decoder) bytes(n uint64) string {
 }
 
 func (d *decoder) byte() byte {
-	if b := d.bytes(1); b != "" {
-		return b[0]
+	if d.src == "" {
+		d.failed = true
+		return 0
 	}
-	return 0
+	b := d.src[0]
+	d.src = d.src[1:]
+	return b
 }
 
-func (d *decoder) uint64() (v uint64) {
+func (d *decoder) uint64() uint64 {
 	b := d.bytes(8)
-	for i := len(b) - 1; i >= 0; i-- {
-		v = v<<8 | uint64(b[i])
+	if b == "" {
+		return 0
 	}
-	return v
+	return uint64(b[0]) | uint64(b[1])<<8 | uint64(b[2])<<16 | uint64(b[3])<<24 |
+		uint64(b[4])<<32 | uint64(b[5])<<40 | uint64(b[6])<<48 | uint64(b[7])<<56
 }
 
 func (d *decoder) uvarint() (v uint64) {
+	if d.src != "" && d.src[0] < 0x80 { // most lengths are
+		v = uint64(d.src[0])
+		d.src = d.src[1:]
+		return v
+	}
 	for shift := 0; ; shift += 7 {
 		b := d.byte()
 		if shift == 63 && b > 1 || shift > 63 {
