@@ -2,6 +2,7 @@ package projection
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"math/rand/v2"
@@ -129,7 +130,7 @@ func TestRestoreRefuses(t *testing.T) {
 		refused("a block twice", pos, slices.Insert(slices.Clone(good), i, good[i]))
 		refused("an end", pos, good[:i])
 		rng := rand.New(rand.NewPCG(uint64(i), 0))
-		for range 100 {
+		for range 30 {
 			cut := slices.Clone(good)
 			cut[i] = cut[i][:rng.IntN(len(cut[i]))]
 			refused("a cut block", pos, cut)
@@ -148,6 +149,13 @@ func TestRestoreRefuses(t *testing.T) {
 	late[0][len(saveMagic)] = 1
 	late[0][len(saveMagic)+1] = 0
 	refused("records after the position", journal.Position{Seq: 1}, late)
+
+	twice := append([][]byte{bytes.Clone(good[0])}, slices.Concat(good[1:], good[1:])...)
+	for life := range 8 {
+		n := twice[0][len(saveMagic)+8+8*life:]
+		binary.LittleEndian.PutUint64(n, 2*binary.LittleEndian.Uint64(n))
+	}
+	refused("everything twice, counted twice", pos, twice)
 
 	broken := errors.New("broken")
 	back := NewCatalogue()
