@@ -62,7 +62,7 @@ func (d *DAGStore) History(ctx context.Context, key shard.Key) (ShardHistory, er
 	}
 	h := ShardHistory{Key: key}
 	from := uint64(0)
-	if c, ok := d.journal.(journal.Compactor); ok {
+	if c, ok := d.journal.(journal.Compacted); ok {
 		horizon, err := c.Base(func(events []shard.Event) error {
 			for i := range events {
 				if events[i].Key == key {

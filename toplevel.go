@@ -32,9 +32,9 @@ const TopLevelView = "top-level"
 type topLevel struct {
 	d     *DAGStore
 	index index.Inverted
-	mine  bool       // in memory: empty at the start of the process
-	again bool       // made to fill a given index anew
-	mu    sync.Mutex // one change of one shard at a time
+	mine  bool          // in memory: empty at the start of the process
+	again bool          // made to fill a given index anew
+	mu    chan struct{} // holds a token while one shard changes: an index of others may take long
 
 	pos atomic.Pointer[journal.Position]
 
@@ -62,7 +62,7 @@ var (
 )
 
 func newTopLevel(d *DAGStore, given index.Inverted) *topLevel {
-	t := &topLevel{d: d, index: given}
+	t := &topLevel{d: d, index: given, mu: make(chan struct{}, 1)}
 	if given == nil {
 		t.index, t.mine = index.NewMemoryInverted(), true
 	}
@@ -227,8 +227,8 @@ func (t *topLevel) retry(rec *projection.Record) {
 
 // addRecorded adds a shard. unread says why its index could not be read.
 func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) (unread, err error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.mu <- struct{}{}
+	defer func() { <-t.mu }()
 	if now := t.d.cat.Get(rec.Key()); now == nil || now.Gen() != rec.Gen() || now.Life() != shard.Available {
 		return nil, nil // whoever changed it takes care of its entries
 	}
@@ -268,8 +268,8 @@ func (w *watchedIterator) ForEach(visit func(mh.Multihash) error) error {
 
 // add records what a shard holds, in place of what it held before.
 func (t *topLevel) add(ctx context.Context, j *job, it index.MultihashIterator) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.mu <- struct{}{}
+	defer func() { <-t.mu }()
 	if now := t.d.cat.Get(j.key); now == nil || now.Gen() != j.gen {
 		return ErrShardUnknown // destroyed meanwhile; the entries may be another life's by now
 	}
@@ -305,8 +305,8 @@ func (t *topLevel) left(key shard.Key) bool {
 
 // sweep removes the entries of a life that is over, unless the next one did.
 func (t *topLevel) sweep(ctx context.Context, key shard.Key) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.mu <- struct{}{}
+	defer func() { <-t.mu }()
 	if !t.left(key) {
 		return nil
 	}
@@ -316,8 +316,8 @@ func (t *topLevel) sweep(ctx context.Context, key shard.Key) error {
 // forget removes the entries of a life that is over, unless a job has put those of the
 // next in their place.
 func (t *topLevel) forget(ctx context.Context, e *shard.Event) error {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+	t.mu <- struct{}{}
+	defer func() { <-t.mu }()
 	t.wasAdded(e.Gen)
 	if now := t.d.cat.Get(e.Key); now != nil && t.isAdded(now.Gen()) {
 		return nil

@@ -53,13 +53,13 @@ type Positioner interface {
 	PositionAt(seq uint64) (Position, error)
 }
 
-// Compactor is an extra power of a journal: forgetting its oldest events. What they
-// come to is kept as the base: of every shard that lived at the horizon, its newest
-// event. So the state is a fold of the base and of what follows, whatever becomes of
-// checkpoints.
+// Compacted is an extra power of a journal: it may have forgotten its oldest events.
+// What they come to is kept as the base: of every shard that lived at the horizon, its
+// newest event. So the state is a fold of the base and of what follows, whatever becomes
+// of checkpoints.
 //
 //	state = fold(base at Horizon, events Horizon.Seq+1 … Head.Seq)
-type Compactor interface {
+type Compacted interface {
 	// Horizon is the position below which the history is gone; the zero Position
 	// if nothing is. A Replay from below it returns [ErrCompacted].
 	Horizon() Position
@@ -68,6 +68,11 @@ type Compactor interface {
 	// numbers are their own. It visits nothing if nothing was compacted. Events
 	// and their strings are valid only during the visit.
 	Base(visit func(events []shard.Event) error) (Position, error)
+}
+
+// Compactor is a journal that can be made to forget its oldest events.
+type Compactor interface {
+	Compacted
 	// Reclaimable is how many bytes Compact(at) would give back, before the base
 	// that it has to write.
 	Reclaimable(at Position) int64

@@ -51,6 +51,7 @@ type Watermark struct {
 var (
 	_ Journal    = (*Reader)(nil)
 	_ Positioner = (*Reader)(nil)
+	_ Compacted  = (*Reader)(nil)
 )
 
 // OpenReader opens the journal in directory dir of fsys for reading only. If there is

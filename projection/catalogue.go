@@ -63,6 +63,12 @@ func (c *Catalogue) Publish() any { return c.shown.Load() }
 // keeps some for long copies what they need.
 func (c *Catalogue) Get(key shard.Key) *Record { return c.shown.Load().Get(key) }
 
+// become shows what o shows; o is not used any more.
+func (c *Catalogue) become(o *Catalogue) {
+	c.epoch = max(c.epoch, o.epoch) // o's nodes are of past epochs from now on
+	c.shown.Store(o.shown.Load())
+}
+
 // Apply shows a batch. A batch that is already shown changes nothing. An event
 // that cannot follow what is shown is an error, and then none of the batch is
 // shown.

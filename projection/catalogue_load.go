@@ -27,7 +27,7 @@ import (
 func (c *Catalogue) Load(ctx context.Context, j journal.Journal) (events uint64, err error) {
 	l := c.newLoader(j.Head().Seq)
 	defer l.end()
-	comp, _ := j.(journal.Compactor)
+	comp, _ := j.(journal.Compacted)
 	if comp != nil && l.next.pos.Seq == 0 && comp.Horizon().Seq > 0 {
 		l.limit = math.MaxUint64 // the journal has verified it
 		horizon, err := comp.Base(func(events []shard.Event) error {

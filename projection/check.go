@@ -96,7 +96,7 @@ func (r *Runner) Check(ctx context.Context) (CheckReport, error) {
 			return rep, cause(ctx, err)
 		}
 	}
-	if _, err := replayed.loadFrom(ctx, prefix{r.j, rep.Position.Seq}); err != nil {
+	if _, err := replayed.Load(ctx, prefix{r.j, rep.Position.Seq}); err != nil {
 		return rep, cause(ctx, err)
 	}
 	want := replayed.Snapshot()
@@ -150,7 +150,7 @@ func (r *Runner) checkFile(file string, v *view) (journal.Position, error) {
 // checkCheckpoint compares a checkpoint with replayed, which it brings to its
 // position.
 func (r *Runner) checkCheckpoint(ctx context.Context, k *CheckedCheckpoint, replayed *Catalogue) error {
-	if _, err := replayed.loadFrom(ctx, prefix{r.j, k.Position.Seq}); err != nil {
+	if _, err := replayed.Load(ctx, prefix{r.j, k.Position.Seq}); err != nil {
 		return err
 	}
 	cat := NewCatalogue()

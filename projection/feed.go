@@ -315,7 +315,7 @@ func (r *Runner) applyBase(ctx context.Context, w View) (journal.Position, error
 	if s, ok := w.(Seeded); ok {
 		return r.seed(ctx, s)
 	}
-	c, ok := r.j.(journal.Compactor)
+	c, ok := r.j.(journal.Compacted)
 	if !ok || c.Horizon() == (journal.Position{}) {
 		return journal.Position{}, nil
 	}

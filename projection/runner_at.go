@@ -28,24 +28,18 @@ func (p prefix) Replay(seq uint64, visit func(*journal.Batch) error) error {
 	return err
 }
 
-// Horizon implements the part of journal.Compactor that is read.
+// Horizon and Base implement journal.Compacted.
 func (p prefix) Horizon() journal.Position { return horizonOf(p.Journal) }
 
 func (p prefix) Base(visit func(events []shard.Event) error) (journal.Position, error) {
-	if c, ok := p.Journal.(journal.Compactor); ok {
+	if c, ok := p.Journal.(journal.Compacted); ok {
 		return c.Base(visit)
 	}
 	return journal.Position{}, nil
 }
 
-func (p prefix) Reclaimable(journal.Position) int64 { return 0 }
-
-func (p prefix) Compact(context.Context, journal.Position, func(emit func(*shard.Event) error) error) error {
-	return errors.ErrUnsupported
-}
-
 func horizonOf(j journal.Journal) journal.Position {
-	if c, ok := j.(journal.Compactor); ok {
+	if c, ok := j.(journal.Compacted); ok {
 		return c.Horizon()
 	}
 	return journal.Position{}
@@ -112,7 +106,7 @@ func (r *Runner) fold(ctx context.Context, limit uint64) (*Snapshot, error) {
 		if err != nil {
 			return nil, err
 		}
-		_, err = cat.loadFrom(ctx, prefix{r.j, limit})
+		_, err = cat.Load(ctx, prefix{r.j, limit})
 		if err == nil {
 			return cat.Snapshot(), nil
 		}

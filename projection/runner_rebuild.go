@@ -105,7 +105,7 @@ func (r *Runner) fill(ctx context.Context, v *view, w View) error {
 	if v.cat != nil {
 		// A batch is in the catalogue before it is the head.
 		limit := max(r.Head().Seq, v.applied().Seq)
-		_, err := w.(*Catalogue).loadFrom(ctx, prefix{r.j, limit})
+		_, err := w.(*Catalogue).Load(ctx, prefix{r.j, limit})
 		return err
 	}
 	pos := w.Position()
@@ -163,7 +163,7 @@ func (r *Runner) swapLocked(v *view, fresh View) error {
 	v.admitted, v.spoiled, v.since = true, false, growth{}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	v.err, v.backoff = nil, 0
+	v.err, v.backoff, v.live = nil, 0, pos.Seq >= r.mu.head.Seq
 	v.wakeLocked(pos.Seq)
 	return nil
 }
@@ -225,11 +225,7 @@ func (r *Runner) Jump(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("go on behind a compaction: %w", err)
 	}
-	now, head := r.now(), r.cat.Position()
-	horizon := uint64(0)
-	if c, ok := r.j.(interface{ Horizon() journal.Position }); ok {
-		horizon = c.Horizon().Seq
-	}
+	now, head, horizon := r.now(), r.cat.Position(), horizonOf(r.j).Seq
 	r.mu.Lock()
 	if head.Seq > r.mu.head.Seq {
 		r.mu.head = head

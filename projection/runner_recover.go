@@ -119,7 +119,7 @@ func (r *Runner) recoverCatalogue(ctx context.Context, rec *Recovery) error {
 		c, err := r.restore(ctx, f.name, r.first, cat)
 		if err == nil {
 			var events uint64
-			if events, err = cat.loadFrom(ctx, r.j); err == nil {
+			if events, err = cat.Load(ctx, r.j); err == nil {
 				rec.Checkpoint, rec.Replayed = c.pos, events
 				r.cat.become(cat)
 				r.restored(r.first, c, events, files[i+1:])
@@ -132,7 +132,7 @@ func (r *Runner) recoverCatalogue(ctx context.Context, rec *Recovery) error {
 		r.ignore(rec, f.name, err)
 	}
 	cat := NewCatalogue()
-	events, err := cat.loadFrom(ctx, r.j)
+	events, err := cat.Load(ctx, r.j)
 	if err != nil {
 		return err
 	}
