@@ -175,3 +175,40 @@ func TestSmallReplayReadsLittle(t *testing.T) {
 		t.Errorf("the newest three batches after opening: %d bytes were read", n)
 	}
 }
+
+// TestPoints: what the points alone tell of a position is exact, for many more batches
+// than have points of their own, and near gives a place at or before the seq.
+func TestPoints(t *testing.T) {
+	var p points
+	s := segment{number: 1}
+	off, ends := int64(segmentHeaderSize), []uint64{0}
+	told := 0
+	for i := range 4 * densePoints {
+		off += 800
+		ends = append(ends, ends[i]+uint64(1+i%3))
+		p.add(seekPoint{off: off, before: Position{Seq: ends[i+1]}})
+		if i%100 != 99 && i != 2*densePoints {
+			continue
+		}
+		next := 0
+		for seq := uint64(1); seq <= ends[i+1]; seq++ {
+			if seq > ends[next] {
+				next++
+			}
+			if pos, ok := p.at(seq); ok {
+				if told++; pos.Seq != ends[next] {
+					t.Fatalf("after %d batches, %d is said to belong to the batch that ends at %d, not %d", i+1, seq, pos.Seq, ends[next])
+				}
+			}
+			if pt := p.near(&s, seq); pt.before.Seq > seq {
+				t.Fatalf("near(%d) is at %d", seq, pt.before.Seq)
+			}
+		}
+	}
+	if told < 10*densePoints {
+		t.Errorf("only %d positions were told", told)
+	}
+	if p.sparse == 0 || len(p.all) >= 3*densePoints {
+		t.Errorf("%d points, %d sparse", len(p.all), p.sparse)
+	}
+}

@@ -232,8 +232,6 @@ func TestReaderForeign(t *testing.T) {
 	write(own, 10, 0)
 	older := own.Clone(1)
 	write(own, 10, 0)
-	younger := own.Clone(1)
-	write(younger, 20, 0)
 	smaller, equal, larger := fsio.NewSim(2), fsio.NewSim(3), fsio.NewSim(4)
 	write(smaller, 3, 1)
 	write(equal, 20, 1)
@@ -241,12 +239,25 @@ func TestReaderForeign(t *testing.T) {
 	same := fsio.NewSim(5)
 	write(same, 30, 0) // another writer's, with the same events
 	gone := fsio.NewSim(6)
+	little := own.Clone(7) // older by what goes into the last segment
+	for names := segmentsOf(t, own); ; names = segmentsOf(t, own) {
+		j := mustOpen(t, own)
+		appendEvents(t, j, 1)
+		must(t, j.Close())
+		if slices.Equal(names, segmentsOf(t, own)) {
+			break
+		}
+		little = own.Clone(7)
+	}
+	younger := own.Clone(1)
+	write(younger, 20, 0)
 	for name, c := range map[string]struct {
 		sim  *fsio.Sim
 		head bool // HEAD is there as well
 		want error
 	}{
 		"an older copy":               {older, true, journal.ErrForeignPosition},
+		"a slightly older copy":       {little, true, journal.ErrForeignPosition},
 		"a smaller one":               {smaller, true, journal.ErrForeignPosition},
 		"one as long":                 {equal, true, journal.ErrForeignPosition},
 		"a longer one":                {larger, true, journal.ErrForeignPosition},
@@ -289,6 +300,33 @@ func TestReaderForeign(t *testing.T) {
 			}
 		})
 	}
+}
+
+// TestReaderMarkIsNoPlace: a mark may be lost with the power, and something else take
+// its place, which a reader that looks on from elsewhere does not miss. Proves G18.
+func TestReaderMarkIsNoPlace(t *testing.T) {
+	t.Parallel()
+	sim := fsio.NewSim(1)
+	j := mustOpen(t, sim)
+	appendEvents(t, j, 1)
+	appendEvents(t, j, 1)
+	without := sim.Clone(2)
+	must(t, j.Close())
+	sw := &switched{now: sim}
+	r, err := journal.OpenReader(noHead{readOnly{sw}}, dir)
+	must(t, err)
+	if got := mustRefresh(t, r); got != j.Head() {
+		t.Fatalf("the reader shows %v, the mark proves %v", got, j.Head())
+	}
+	sw.now = without
+	j = mustOpen(t, without)
+	appendEvents(t, j, 2)
+	end := j.Head()
+	appendEvents(t, j, 1)
+	if got := mustRefresh(t, r); got != end {
+		t.Errorf("the reader shows %v, want %v", got, end)
+	}
+	must(t, errors.Join(j.Close(), r.Close()))
 }
 
 // switched is a directory that is exchanged for another: files that are open stay.
