@@ -363,6 +363,45 @@ func TestRebuildReplacesCheckpoints(t *testing.T) {
 	}
 }
 
+// Proves G14, G6: a checkpoint of the former view that was on its way is not written
+// after the new one's.
+func TestRebuildOvertakesCheckpoint(t *testing.T) {
+	var q queue
+	sim := fsio.NewSim(1)
+	opts := on(sim)
+	opts.Spawn = q.spawn
+	w := newWorld(t, journal.NewMemory(), opts)
+	w.damage()
+	w.commit(20)
+	if q.len() == 0 {
+		t.Fatal("no checkpoint is on its way")
+	}
+	if err := w.r.Rebuild(t.Context(), "catalogue"); err != nil {
+		t.Fatal(err)
+	}
+	q.drain()
+	if rep, err := w.r.Check(t.Context()); err != nil || !rep.OK() || len(rep.Checkpoints) != 1 {
+		t.Errorf("%+v, %v", rep, err)
+	}
+}
+
+// Proves G16: short runs that each do little get a checkpoint all the same: what was
+// replayed counts.
+func TestPolicyOverRestarts(t *testing.T) {
+	sim, j := fsio.NewSim(1), journal.NewMemory()
+	opts := on(sim)
+	opts.Policy.Events = 50
+	for range 30 {
+		w := idleWorld(t, j, opts)
+		if rec := w.recover(); rec.Replayed > 60 {
+			t.Fatalf("%d events replayed", rec.Replayed)
+		}
+		w.r.Start()
+		w.commit(1)
+		w.r.Close()
+	}
+}
+
 // Proves G6: what is written of a checkpoint is what is read, and no two files with
 // other contents are the same.
 func TestCheckpointFormat(t *testing.T) {
@@ -379,6 +418,18 @@ func TestCheckpointFormat(t *testing.T) {
 		gotView, gotVersion, gotPos, gotBlocks, err := projection.DecodeCheckpoint(bytes.NewReader(b.Bytes()), int64(b.Len()))
 		if err != nil || gotView != view || gotVersion != version || gotPos != pos || !slices.EqualFunc(gotBlocks, blocks, bytes.Equal) {
 			t.Fatalf("%q %d %v %v: %v", gotView, gotVersion, gotPos, gotBlocks, err)
+		}
+		if len(blocks) > 0 {
+			// The same blocks at another position are another checkpoint's.
+			pos.Seq++
+			var other bytes.Buffer
+			if err := projection.EncodeCheckpoint(&other, view, version, pos, blocks); err != nil {
+				t.Fatal(err)
+			}
+			s := append(bytes.Clone(other.Bytes()[:projection.CheckpointHeaderSize]), b.Bytes()[projection.CheckpointHeaderSize:]...)
+			if _, _, _, _, err := projection.DecodeCheckpoint(bytes.NewReader(s), int64(len(s))); !errors.Is(err, projection.ErrDamagedCheckpoint) {
+				t.Fatalf("another's blocks: %v", err)
+			}
 		}
 		if len(blocks) > 1 && !bytes.Equal(blocks[0], blocks[1]) && len(blocks[0]) == len(blocks[1]) {
 			// Blocks that changed places are damage, though each is whole.

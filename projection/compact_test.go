@@ -111,6 +111,21 @@ func TestCompactionWaitsForViews(t *testing.T) {
 		}
 		close(g.pass)
 	})
+	// Two checkpoints of a view, and then no more: they are what it begins with.
+	old := &failing{usageView: newUsageView()}
+	saves := 0
+	old.save = func(emit func([]byte) error) error {
+		if saves++; saves > 2 {
+			return errPlanted
+		}
+		return emit([]byte("[]"))
+	}
+	w, j, sim := retained(t, projection.Retention{Bytes: 1}, old)
+	w.commit(60)
+	names := namesIn(t, sim, checkpoints)
+	if _, seq, _ := projection.ParseCheckpointName(names[2]); len(names) != 4 || j.Horizon().Seq > seq || j.Horizon().Seq == 0 {
+		t.Errorf("the horizon is at %v with %v", j.Horizon(), names)
+	}
 	for what, v := range map[string]projection.View{
 		"foreign": openDurable(&diskRows{pos: journal.Position{Seq: 5}}),
 		"broken":  &liar{newLedger("broken"), func(*journal.Batch) error { return errPlanted }},
@@ -121,10 +136,10 @@ func TestCompactionWaitsForViews(t *testing.T) {
 			t.Errorf("%s: the horizon is at %v", what, h)
 		}
 	}
-	j := &compacting{Journal: journal.NewMemory()}
+	j = &compacting{Journal: journal.NewMemory()}
 	opts := on(fsio.NewSim(1))
 	opts.Retention.Bytes = 1
-	w := idleWorld(t, j, opts, newLedger("never-started"))
+	w = idleWorld(t, j, opts, newLedger("never-started"))
 	w.recover()
 	w.commit(60)
 	if h := j.Horizon(); h.Seq != 0 {

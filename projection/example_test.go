@@ -210,6 +210,15 @@ func TestUsageView(t *testing.T) {
 	})
 }
 
+// TestSeededView is the same for a view that can begin with the catalogue.
+// Proves G4, G14.
+func TestSeededView(t *testing.T) {
+	projectiontest.Run(t, projectiontest.Subject{
+		New:  func(*testing.T) projection.View { return seededUsage{newUsageView()} },
+		Show: func(value any) string { return fmt.Sprint(value) },
+	})
+}
+
 // TestCatalogueIsAView holds the first view to the same.
 // Proves G4, G5, G8.
 func TestCatalogueIsAView(t *testing.T) {

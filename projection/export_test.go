@@ -19,6 +19,9 @@ var (
 // RecentPositions is how many positions the runner knows by heart.
 const RecentPositions = recentPositions
 
+// RebuildRounds is how often a new view is fed beside the one in use.
+const RebuildRounds = rebuildRounds
+
 // CheckpointName is the file of a checkpoint, and ParseCheckpointName the inverse.
 var (
 	CheckpointName      = checkpointName

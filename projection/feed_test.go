@@ -341,6 +341,39 @@ func TestRebuild(t *testing.T) {
 	})
 }
 
+// Proves G14: however fast commits come, the new view is not behind what readers saw.
+func TestRebuildUnderLoad(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const rounds = projection.RebuildRounds
+		var w *world
+		l, fresh := newLedger("ledger"), newLedger("ledger")
+		late := 0
+		fresh.before = func(b *journal.Batch) error {
+			if b.End == w.j.Head() && late < rounds {
+				late++
+				w.commit(1)
+				synctest.Wait() // the former view shows it before the new one
+			}
+			return nil
+		}
+		l.fresh = func() (projection.View, error) { return rebuildable{fresh}, nil }
+		w = newWorld(t, journal.NewMemory(), projection.Options{}, rebuildable{l})
+		w.commit(5)
+		synctest.Wait()
+		if err := w.r.Rebuild(t.Context(), "ledger"); err != nil {
+			t.Fatal(err)
+		}
+		if late != rounds {
+			t.Fatalf("%d commits came late", late)
+		}
+		value, f, err := w.r.Read(t.Context(), "ledger", projection.Latest())
+		if err != nil || f.Lag != 0 {
+			t.Fatalf("%v, %v", f, err)
+		}
+		wantTally(t, w.history, value, w.j.Head())
+	})
+}
+
 // Proves G14, G13: a rebuild that fails leaves the view as it was; one that succeeds
 // revives a stalled view.
 func TestRebuildFails(t *testing.T) {

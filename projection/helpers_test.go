@@ -327,3 +327,20 @@ func (c *compacting) Compact(_ context.Context, at journal.Position, base func(f
 	c.horizon, c.base = at, events
 	return nil
 }
+
+// seededUsage begins with the catalogue where it can.
+type seededUsage struct{ *usageView }
+
+func (u seededUsage) Fresh() (projection.View, error) { return seededUsage{newUsageView()}, nil }
+
+func (u seededUsage) Seed(_ context.Context, s *projection.Snapshot) error {
+	var events []shard.Event
+	err := s.Events(func(e *shard.Event) error {
+		events = append(events, *e)
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return u.ApplyBase(events, s.Position(), true)
+}

@@ -289,7 +289,8 @@ func (r *Runner) horizonLocked() uint64 {
 		}
 		_, saver := v.inUse().(Saver)
 		_, based := v.inUse().(Based)
-		if saver && !based && len(v.kept) < 2 {
+		_, seeded := v.inUse().(Seeded)
+		if saver && !based && !seeded && len(v.kept) < 2 {
 			horizon = 0
 		}
 	}

@@ -1,6 +1,6 @@
 // Package projectiontest is the conformance suite of views: what every
 // [projection.View] has to keep, and what it has to keep in addition if it is a
-// Publisher, a Saver, a Based or a Rebuilder.
+// Publisher, a Saver, a Based, a Seeded or a Rebuilder.
 //
 // A view's test is a few lines:
 //
@@ -162,6 +162,9 @@ func Run(t *testing.T, s Subject) {
 	}
 	if _, ok := v.(projection.Based); ok {
 		t.Run("base", c.based)
+	}
+	if _, ok := v.(projection.Seeded); ok {
+		t.Run("seed", c.seeded)
 	}
 	if _, ok := v.(projection.Rebuilder); ok {
 		t.Run("fresh", c.fresh)
@@ -397,6 +400,25 @@ func (c *check) based(t *testing.T) {
 		c.feed(t, v, c.history)
 		if got := c.show(v); got != c.show(want) {
 			t.Fatalf("with the base after %d batches:\n%s\nwith all history:\n%s", n, got, c.show(want))
+		}
+	}
+}
+
+func (c *check) seeded(t *testing.T) {
+	want := c.New(t)
+	c.feed(t, want, c.history)
+	for n := range len(c.history) + 1 {
+		cat := projection.NewCatalogue()
+		if err := Journal(t, c.history[:n]).Replay(0, cat.Apply); err != nil {
+			t.Fatal(err)
+		}
+		v := c.New(t).(projection.Seeded)
+		if err := v.Seed(t.Context(), cat.Snapshot()); err != nil || v.Position() != cat.Position() {
+			t.Fatalf("Position is %v after the catalogue at %v: %v", v.Position(), cat.Position(), err)
+		}
+		c.feed(t, v, c.history)
+		if got := c.show(v); got != c.show(want) {
+			t.Fatalf("with the catalogue after %d batches:\n%s\nwith all history:\n%s", n, got, c.show(want))
 		}
 	}
 }
