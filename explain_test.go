@@ -255,22 +255,22 @@ func TestExplainRecording(t *testing.T) {
 	})
 }
 
-// slowTop is a top-level index that takes its time to forget a shard.
-type slowTop struct {
-	*index.MemInverted
+// slowRepo is an index repository that takes its time to remove an index.
+type slowRepo struct {
+	*index.MemIndexRepo
 	gate chan struct{}
 }
 
-func (s *slowTop) RemoveShard(ctx context.Context, k shard.Key) error {
+func (s *slowRepo) DropIndex(k shard.Key, gen uint64) (bool, error) {
 	<-s.gate
-	return s.MemInverted.RemoveShard(ctx, k)
+	return s.MemIndexRepo.DropIndex(k, gen)
 }
 
 // TestExplainSweeping: a destroy whose shard is gone and whose files are not. Proves N7.
 func TestExplainSweeping(t *testing.T) {
 	bubble(t, func(t *testing.T) {
-		top := &slowTop{index.NewMemoryInverted(), make(chan struct{})}
-		d := start(t, dagstore.Config{TopLevelIndex: top})
+		repo := &slowRepo{index.NewMemoryRepo(), make(chan struct{})}
+		d := start(t, dagstore.Config{IndexRepo: repo})
 		register(t, d, key("a"), carV1())
 		out := make(chan dagstore.ShardResult, 1)
 		if err := d.DestroyShard(background, key("a"), out, dagstore.DestroyOpts{}); err != nil {
@@ -280,7 +280,7 @@ func TestExplainSweeping(t *testing.T) {
 		goldenRequests(t, "sweeping", d.ExplainRequests(out))
 		_, err := d.Explain(key("a"))
 		wantErr(t, "explain", err, dagstore.ErrShardUnknown)
-		close(top.gate)
+		close(repo.gate)
 		if res := <-out; res.Error != nil {
 			t.Error(res.Error)
 		}
