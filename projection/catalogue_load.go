@@ -31,8 +31,8 @@ func (c *Catalogue) Load(ctx context.Context, j journal.Journal) (events uint64,
 	if comp != nil && l.next.pos.Seq == 0 && comp.Horizon().Seq > 0 {
 		l.limit = math.MaxUint64 // the journal has verified it
 		horizon, err := comp.Base(func(events []shard.Event) error {
-			if err := ctx.Err(); err != nil {
-				return err
+			if ctx.Err() != nil {
+				return context.Cause(ctx)
 			}
 			return l.add(events)
 		})
@@ -43,8 +43,8 @@ func (c *Catalogue) Load(ctx context.Context, j journal.Journal) (events uint64,
 	}
 	from := l.next.pos.Seq
 	err = j.Replay(from, func(b *journal.Batch) error {
-		if err := ctx.Err(); err != nil {
-			return err
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
 		}
 		if err := l.next.follows(b); err != nil {
 			return err
