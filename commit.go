@@ -7,6 +7,7 @@ import (
 	"slices"
 
 	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -138,6 +139,11 @@ func (e *eventLoop) send() {
 			ev.Gen = ev.Seq
 		}
 	}
+	if planted.Bug("store-answers-before-commit") {
+		for i := range c.replies {
+			e.answer(c.replies[i].req, &c.replies[i].Reply, c.steps[0].lv, durable{seq: e.seq})
+		}
+	}
 	e.flying = c
 	e.spawn(func() {
 		e.d.write(c)
@@ -152,7 +158,10 @@ func (d *DAGStore) write(c *commit) {
 	if c.err = d.cat.Check(c.events); c.err != nil {
 		return
 	}
-	if c.pos, c.err = d.journal.Append(c.events); c.err != nil {
+	if planted.Bug("store-shows-before-durable") {
+		_ = d.cat.Apply(&journal.Batch{Events: c.events})
+	}
+	if c.pos, c.err = d.journal.Append(c.events); c.err != nil || planted.Bug("store-shows-before-durable") {
 		return
 	}
 	if err := d.views.Commit(&journal.Batch{Events: c.events, End: c.pos}); err != nil {
@@ -219,7 +228,7 @@ func (e *eventLoop) commitFailed(c *commit) {
 		!errors.Is(c.err, journal.ErrClosed) && e.d.journal.Head().Seq == e.seq-uint64(len(c.events))
 	e.d.log.Error("journal: append failed", "events", len(c.events), "goes on", goesOn, "err", c.err)
 	failed := []*commit{c}
-	if goesOn {
+	if goesOn || planted.Bug("store-goes-on-after-unknown") {
 		e.seq -= uint64(len(c.events))
 	} else {
 		e.failed = c.err
@@ -251,7 +260,10 @@ func (e *eventLoop) undo(c *commit, p *pendingStep) {
 		before = &fsm.Shard{}
 	}
 	e.out.Reset()
-	waiting := e.net.Revert(&lv.s, before, e.now, e.durable, &e.out)
+	var waiting []fsm.Ticket
+	if !planted.Bug("store-refused-change-kept") {
+		waiting = e.net.Revert(&lv.s, before, e.now, e.durable, &e.out)
+	}
 	for _, s := range e.out.Wake {
 		e.internal = append(e.internal, input{lv: s.Owner.(*live), trig: fsm.Auto})
 	}

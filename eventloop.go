@@ -9,6 +9,7 @@ import (
 
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/projection"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -455,6 +456,9 @@ func (e *eventLoop) refuseAll() {
 		}
 	}
 	e.outbox = nil
+	if planted.Bug("store-parked-left-at-close") {
+		clear(e.parked)
+	}
 	for _, req := range e.parked {
 		e.answerError(req, ErrClosed)
 	}

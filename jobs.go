@@ -13,6 +13,7 @@ import (
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -244,7 +245,7 @@ func (e *eventLoop) finishJob(lv *live, in *input) {
 		}
 	}
 	if c.handle != nil {
-		if current && lv.s.Life == shard.Available && lv.s.Job() == fsm.JobOpen && lv.handle == nil {
+		if (current || planted.Bug("store-late-handle-used")) && lv.s.Life == shard.Available && lv.s.Job() == fsm.JobOpen && lv.handle == nil {
 			lv.handle = c.handle
 		} else {
 			c.handle.shut()
@@ -627,6 +628,9 @@ func (e *eventLoop) startSweep(lv *live) {
 // What fails is swept when the store starts again.
 func (j *job) sweep() {
 	d := j.d
+	if planted.Bug("store-destroy-without-sweep") {
+		return
+	}
 	var errs []error
 	errs = append(errs, d.guarded("the top-level index", func() error { return d.top.Load().sweep(d.ctx, j.key) }))
 	errs = append(errs, d.guarded("the index repository", func() error { return d.indices.drop(j.key, j.gen) }))

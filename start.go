@@ -5,6 +5,7 @@ import (
 	"slices"
 
 	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/projection"
 	"github.com/dagstore/dagstore/shard"
@@ -86,7 +87,7 @@ func generations(snap *projection.Snapshot) []uint64 {
 func (d *DAGStore) resume() {
 	d.cat.Snapshot().All(func(r *projection.Record) bool {
 		st := r.Life()
-		if st == shard.Registered && !r.Lazy() || st == shard.Recovering || st == shard.Errored && d.cfg.RecoverOnStart == RecoverNow {
+		if st == shard.Registered && !r.Lazy() || st == shard.Recovering && !planted.Bug("store-recovery-not-resumed") || st == shard.Errored && d.cfg.RecoverOnStart == RecoverNow {
 			d.loop.complete(input{ctl: func() { d.loop.resume(r) }})
 		}
 		return true

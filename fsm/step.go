@@ -1,6 +1,10 @@
 package fsm
 
-import "math/bits"
+import (
+	"math/bits"
+
+	"github.com/dagstore/dagstore/internal/planted"
+)
 
 // machine is a table, compiled.
 type machine struct {
@@ -176,6 +180,9 @@ func (t *step) start(job Job, slot Slot) {
 	if slot != NoSlot {
 		t.net.slots[slot].holders = append(t.net.slots[slot].holders, s)
 		t.net.touch(slot.place())
+		if planted.Bug("fsm-token-counted-twice") {
+			t.net.slots[slot].holders = append(t.net.slots[slot].holders, s)
+		}
 	}
 	fresh := s.Fresh && (job == JobProbe || job == JobFetch)
 	t.out.Effects = append(t.out.Effects, Effect{Kind: StartJob, Job: job, Attempt: s.Attempt, Fresh: fresh})
@@ -185,7 +192,7 @@ func (t *step) start(job Job, slot Slot) {
 func (t *step) endJob() {
 	slot := t.s.slotOf()
 	t.s.job, t.s.slow, t.s.stale = JobNone, false, false
-	if slot != NoSlot {
+	if slot != NoSlot && !(planted.Bug("fsm-token-leaked-at-failure") && t.in.Err != nil) {
 		t.net.giveBack(slot, t.s, t.out)
 	}
 }
@@ -224,7 +231,7 @@ func (n *Net) join(s *Shard, slot Slot) {
 
 // wakeHead asks for the evaluation of the first in the queue if a token is free.
 func (n *Net) wakeHead(slot Slot, out *Out) {
-	if p := &n.slots[slot]; p.used() < p.cap && p.queue.n > 0 {
+	if p := &n.slots[slot]; p.used() < p.cap && p.queue.n > 0 && !planted.Bug("fsm-wake-up-missed") {
 		out.Wake = append(out.Wake, p.queue.first())
 	}
 }

@@ -3,6 +3,7 @@ package fsm
 import (
 	"fmt"
 
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -324,7 +325,9 @@ func ticketGuard(name, need string, where Place, holds func(*Shard, Ticket) bool
 // and this is the attempt.
 func isCurrent(job Job) *Guard {
 	return jobGuard("current "+job.String()+" job", "the running job is this attempt",
-		func(s *Shard, in *Input) bool { return s.job == job && s.Attempt == in.Attempt && !s.stale })
+		func(s *Shard, in *Input) bool {
+			return s.job == job && s.Attempt == in.Attempt && (!s.stale || planted.Bug("fsm-former-life-accepted"))
+		})
 }
 
 // gOpensWithToken: the running job is a probe or an open, this attempt, and holds a

@@ -10,6 +10,8 @@ import (
 	"unsafe"
 
 	"github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/internal/planted"
 )
 
 // pageBuffer holds any page, and the first bytes of any header.
@@ -151,6 +153,9 @@ func (c *indexCore) inPage(g *group, page uint64, records, digest []byte) findin
 	if len(r) == 0 || string(r[:len(digest)]) != string(digest) {
 		return finding{}
 	}
+	if planted.Bug("index-entry-off-by-one") && len(r) >= 2*n {
+		r = r[n:]
+	}
 	return finding{match: true, index: page*uint64(g.perPage) + uint64(lo), entry: c.entry(r[len(digest):])}
 }
 
@@ -172,7 +177,7 @@ func (c *indexCore) page(g *group, i uint64, buf *pageBuffer) ([]byte, error) {
 		return nil, err
 	}
 	records := b[:size-crcLen]
-	if pageCRC(c.crc, at, records) != binary.LittleEndian.Uint32(b[len(records):]) {
+	if pageCRC(c.crc, at, records) != binary.LittleEndian.Uint32(b[len(records):]) && !planted.Bug("index-page-not-checked") {
 		return nil, c.damaged(at, "page checksum")
 	}
 	return records, nil

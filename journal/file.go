@@ -9,6 +9,7 @@ import (
 	"sync"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -167,7 +168,7 @@ func (f *File) write(frame []byte) error {
 		return f.undo(t, err)
 	}
 	t.size = max(t.size, t.end+int64(len(frame)))
-	if err := f.sync(t.file.SyncData); err != nil {
+	if err := planted.Unless("journal-ack-before-sync", func() error { return f.sync(t.file.SyncData) }); err != nil {
 		return f.fail(err)
 	}
 	t.end += int64(len(frame))
@@ -186,7 +187,7 @@ func writeAt(w io.WriterAt, b []byte, off int64) error {
 // the shorter file is durable, nothing was written. Otherwise the write may yet be
 // found, whole or in part.
 func (f *File) undo(t *tail, cause error) error {
-	if err := t.file.Truncate(t.end); err != nil {
+	if err := planted.Unless("journal-no-undo", func() error { return t.file.Truncate(t.end) }); err != nil {
 		return f.fail(errors.Join(cause, err))
 	}
 	if err := f.sync(t.file.Sync); err != nil {
@@ -202,7 +203,9 @@ func (f *File) undo(t *tail, cause error) error {
 func (f *File) fail(cause error) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.mu.broken = cause
+	if !planted.Bug("journal-goes-on-after-unknown") {
+		f.mu.broken = cause
+	}
 	return fmt.Errorf("%w: %w", ErrOutcomeUnknown, cause)
 }
 
@@ -211,6 +214,9 @@ func (f *File) sync(sync func() error) error {
 	f.mu.Lock()
 	f.mu.stats.Syncs++
 	f.mu.Unlock()
+	if planted.Bug("journal-retry-failed-sync") && sync() == nil {
+		return nil
+	}
 	return sync()
 }
 
@@ -259,6 +265,9 @@ func writeZeros(w io.WriterAt, from, to int64) error {
 // the successor's header does not know.
 func (f *File) rotate(head Position) error {
 	if f.next == nil {
+		if planted.Bug("journal-seal-before-successor") {
+			_ = f.seal(f.tail, head)
+		}
 		next := segment{number: f.tail.number + 1, before: head}
 		size, err := f.create(&next)
 		if err != nil {
@@ -273,7 +282,7 @@ func (f *File) rotate(head Position) error {
 		}
 		f.next.file = file
 	}
-	if err := f.seal(f.tail, head); err != nil {
+	if err := planted.Unless("journal-seal-before-successor", func() error { return f.seal(f.tail, head) }); err != nil {
 		return err
 	}
 	old := f.tail

@@ -8,6 +8,7 @@ import (
 	"hash"
 	"hash/crc32"
 
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -279,7 +280,7 @@ func (v *verifier) next(b []byte, off int64, skip uint64) (h frameHeader, size i
 		if crc32.Checksum(payload, castagnoli) != h.payloadCRC {
 			return v.bad(h, "the payload does not match its checksum")
 		}
-		if v.digester.next(&v.pos.Digest, h.first, payload) != h.digest {
+		if v.digester.next(&v.pos.Digest, h.first, payload) != h.digest && !planted.Bug("journal-broken-chain-accepted") {
 			v.rot = true
 			return v.bad(h, "the digest chain is broken")
 		}

@@ -5,10 +5,12 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"slices"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/planted"
 )
 
 // OpenFile opens the journal in directory dir of fsys, or begins one, and takes
@@ -50,6 +52,10 @@ func (f *File) takeLock() error {
 	}
 	if !info.IsDir() {
 		return fmt.Errorf("journal: open: %s is not a directory; links are not followed", f.dir)
+	}
+	if planted.Bug("journal-no-lock") {
+		f.lock = io.NopCloser(nil)
+		return nil
 	}
 	f.lock, err = f.fsys.Lock(f.path(lockName))
 	if errors.Is(err, fsio.ErrLocked) {
@@ -341,7 +347,7 @@ func (x *findings) scanLast(file fsio.File, s *segment, size int64) error {
 	if err != nil {
 		return err
 	}
-	if witness || sc.rot {
+	if (witness || sc.rot) && !planted.Bug("journal-rot-taken-for-tear") {
 		return sc.damage()
 	}
 	x.last, x.head, x.points = *s, sc.pos, sc.points
@@ -408,11 +414,14 @@ func (f *File) repair(x *findings) error {
 	f.tail = &tail{segment: x.last, file: file, end: x.end, size: x.size}
 	f.marked = x.marked
 	if x.dirty > 0 {
-		if err := file.Truncate(x.end); err != nil {
+		if err := planted.Unless("journal-keep-torn-tail", func() error { return file.Truncate(x.end) }); err != nil {
 			return err
 		}
 		f.tail.size = x.end
 		f.mu.stats.TornTails, f.mu.stats.TornBytes = 1, x.dirty
+	}
+	if planted.Bug("journal-adopt-without-rewrite") {
+		x.lastFrame = nil
 	}
 	if err := writeAt(file, x.lastFrame, x.end-int64(len(x.lastFrame))); err != nil {
 		return err
@@ -422,7 +431,7 @@ func (f *File) repair(x *findings) error {
 	}
 	// The name of an empty tail may be as little durable as the footer before it, if
 	// a former writer failed between the two. A seal must never outlive it.
-	if err := f.fsys.SyncDir(f.dir); err != nil {
+	if err := planted.Unless("journal-adopt-without-dir-sync", func() error { return f.fsys.SyncDir(f.dir) }); err != nil {
 		return err
 	}
 	if n := len(x.sealed); n > 0 && x.empty() {

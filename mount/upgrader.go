@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/planted"
 )
 
 // ErrDiscarded is returned to those who were waiting for a fetch when the copy it
@@ -513,7 +514,7 @@ func (u *Upgrader) fill(ctx context.Context, file fsio.File, src io.Reader, want
 			return err
 		}
 	}
-	return file.Sync()
+	return planted.Unless("copy-visible-before-sync", file.Sync)
 }
 
 var copyBuffers = sync.Pool{New: func() any { return new([256 << 10]byte) }}
@@ -563,13 +564,13 @@ func (u *Upgrader) publish(f *flight, temp string) error {
 	current := u.mu.flight == f
 	f.publishing = current
 	u.mu.Unlock()
-	if !current {
+	if !current && !planted.Bug("copy-of-dropped-fetch-shown") {
 		return context.Cause(f.ctx)
 	}
 	if err := u.fs.Rename(temp, u.path); err != nil {
 		return err
 	}
-	if err := u.fs.SyncDir(u.opts.Dir); err != nil {
+	if err := planted.Unless("copy-no-dir-sync", func() error { return u.fs.SyncDir(u.opts.Dir) }); err != nil {
 		return errors.Join(err, removeFile(u.fs, u.path))
 	}
 	return nil
@@ -621,6 +622,9 @@ func (u *Upgrader) DeleteTransient() error {
 	}
 	u.disk.Lock()
 	defer u.disk.Unlock()
+	if planted.Bug("copy-users-file-removed") && u.opts.Initial != "" {
+		_ = removeFile(u.fs, u.opts.Initial)
+	}
 	if err := RemoveCopy(u.fs, u.opts.Dir, u.opts.Name); err != nil {
 		return fmt.Errorf("delete local copy: %w", err)
 	}

@@ -7,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/dagstore/dagstore/internal/planted"
 )
 
 // A temporary file is named after the file that it will become:
@@ -39,21 +41,24 @@ func WriteFileAtomic(fsys FS, name string, perm fs.FileMode, write func(File) er
 	}
 	temp := f.Name()
 	err = write(f)
+	if planted.Bug("fsio-rename-before-sync") {
+		_ = fsys.Rename(temp, name)
+	}
 	if err == nil {
-		err = f.Sync()
+		err = planted.Unless("fsio-no-file-sync", f.Sync)
 	}
 	// Close always; its error counts, because some file systems report a failed
 	// write only then.
 	err = errors.Join(err, f.Close())
 	if err == nil {
-		err = fsys.Rename(temp, name)
+		err = planted.Unless("fsio-rename-before-sync", func() error { return fsys.Rename(temp, name) })
 	}
 	if err != nil {
 		// A temp that cannot be removed now is swept later.
 		_ = fsys.Remove(temp)
 		return fmt.Errorf("write %s: %w", name, err)
 	}
-	if err := fsys.SyncDir(filepath.Dir(name)); err != nil {
+	if err := planted.Unless("fsio-no-dir-sync", func() error { return fsys.SyncDir(filepath.Dir(name)) }); err != nil {
 		return fmt.Errorf("write %s: replaced, but not known to be durable: %w", name, err)
 	}
 	return nil
