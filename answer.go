@@ -124,7 +124,7 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 	case req.reclaimed != nil:
 		req.reclaimed(req.key, r.Code, r.Cause)
 	case r.Accessor:
-		if err := req.ctx.Err(); err != nil {
+		if err := req.ctx.Err(); err != nil && !planted.Bug("store-reference-of-absent-kept") {
 			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})
 			e.d.courier.deliver(req, ShardResult{Key: req.key, Error: err})
 			return

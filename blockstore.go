@@ -16,6 +16,7 @@ import (
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/planted"
 )
 
 // ReadBlockstore is a read-only blockstore.
@@ -98,7 +99,7 @@ func (b *ShardBlockstore) read(c cid.Cid, code uint64, digest []byte, loc locati
 	if err := h.readAt(p, loc.data); err != nil {
 		return &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: err}
 	}
-	if b.verify && !carscan.Matches(code, digest, p) {
+	if b.verify && !carscan.Matches(code, digest, p) && !planted.Bug("store-block-not-verified") {
 		b.sa.noteCorrupt()
 		return &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: ErrBlockCorrupt}
 	}

@@ -229,7 +229,9 @@ func (e *eventLoop) commitFailed(c *commit) {
 	e.d.log.Error("journal: append failed", "events", len(c.events), "goes on", goesOn, "err", c.err)
 	failed := []*commit{c}
 	if goesOn || planted.Bug("store-goes-on-after-unknown") {
-		e.seq -= uint64(len(c.events))
+		if !planted.Bug("store-seq-not-given-back") {
+			e.seq -= uint64(len(c.events))
+		}
 	} else {
 		e.failed = c.err
 		e.d.health.setReadOnly(c.err)

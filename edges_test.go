@@ -1163,7 +1163,7 @@ func TestTempsSweptAtStart(t *testing.T) {
 	before := names(t, dir)
 	hash := strings.Repeat("0", 32)
 	for _, n := range []string{"copies/0000000000000001-" + hash + ".partial-0123456789abcdef", "copies/00000000000000ff-" + hash + ".complete",
-		"index/00000000000000ff-" + hash + ".idx"} {
+		"index/00000000000000ff-" + hash + ".idx", "index/0000000000000001-" + hash + ".idx.tmp-00000000"} {
 		writeFile(t, filepath.Join(dir, n), []byte("left"))
 	}
 	d = open(t, dir)

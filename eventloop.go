@@ -408,7 +408,7 @@ func (e *eventLoop) step(lv *live, req *request) {
 			e.answer(req, r, lv, durable{})
 		} else if p := e.parked[r.Ticket]; p != nil {
 			e.answer(p, r, lv, durable{})
-		} else if r.Accessor { // its caller left
+		} else if r.Accessor && !planted.Bug("store-reference-of-absent-kept") { // its caller left
 			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})
 		}
 	}
@@ -441,7 +441,7 @@ func (e *eventLoop) refuse(in *input) {
 	if in.req != nil {
 		e.answerError(in.req, ErrClosed)
 	}
-	if in.done != nil && in.done.handle != nil {
+	if in.done != nil && in.done.handle != nil && !planted.Bug("store-late-handle-left-at-close") {
 		in.done.handle.shut()
 	}
 }

@@ -245,7 +245,7 @@ func (e *eventLoop) finishJob(lv *live, in *input) {
 		}
 	}
 	if c.handle != nil {
-		if (current || planted.Bug("store-late-handle-used")) && lv.s.Life == shard.Available && lv.s.Job() == fsm.JobOpen && lv.handle == nil {
+		if current && lv.s.Life == shard.Available && lv.s.Job() == fsm.JobOpen && lv.handle == nil {
 			lv.handle = c.handle
 		} else {
 			c.handle.shut()

@@ -437,14 +437,19 @@ func TestDiskFull(t *testing.T) {
 func TestFailedSyncIsFinal(t *testing.T) {
 	sim := fsio.NewSim(1)
 	j := mustOpen(t, sim)
+	syncs := 0
 	sim.OnOp(func(op fsio.Op) error {
 		if op.Kind == fsio.OpSyncData {
+			syncs++
 			return fsio.FaultEIO
 		}
 		return nil
 	})
 	if _, err := j.Append(journaltest.Events(1, 1)); !errors.Is(err, journal.ErrOutcomeUnknown) {
 		t.Fatalf("Append = %v", err)
+	}
+	if syncs != 1 {
+		t.Errorf("the sync that failed was tried %d times", syncs)
 	}
 	sim.ClearOps()
 	if _, err := j.Append(journaltest.Events(1, 1)); !errors.Is(err, journal.ErrReadOnly) {

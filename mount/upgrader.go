@@ -506,7 +506,7 @@ func (u *Upgrader) fill(ctx context.Context, file fsio.File, src io.Reader, want
 		return err
 	case limit > 0 && n > limit:
 		return fmt.Errorf("%w: it goes on after %d bytes", ErrSizeMismatch, limit)
-	case !want.kept(n):
+	case !want.kept(n) && !planted.Bug("copy-size-not-checked"):
 		return fmt.Errorf("%w: it ended after %d of %d bytes", ErrSizeMismatch, n, want.size)
 	}
 	if u.opts.Check != nil {
