@@ -12,6 +12,7 @@ import (
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/fsio/fsiotest"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
@@ -160,7 +161,7 @@ func TestCrashAtEveryOperation(t *testing.T) {
 		for _, f := range fsio.Faults() {
 			synctest.Test(t, func(t *testing.T) {
 				s := scripted(t, n*7+uint64(f), n, f)
-				again += s.runFaulty(fmt.Sprintf("%s at operation %d", f, n), true)
+				again += s.runFaulty(fmt.Sprintf("%s at operation %d", f, n))
 			})
 			if runs++; t.Failed() {
 				t.Fatalf("with %s at operation %d of %d", f, n, ops)
@@ -168,6 +169,7 @@ func TestCrashAtEveryOperation(t *testing.T) {
 		}
 	}
 	t.Logf("%d operations, %d runs, %d crashes during recovery", ops, runs, again)
+	fsiotest.Report(t, "dagstore.TestCrashAtEveryOperation", runs+again, testing.Short())
 }
 
 // closeForScript closes the store as the script's last step.
@@ -184,8 +186,9 @@ func (s *simulator) dropStore() {
 }
 
 // runFaulty plays the script on a disk with one fault and sees what becomes of it.
-// It returns how many crashes it made of the recovery.
-func (s *simulator) runFaulty(what string, recovery bool) (again int) {
+// If that was a crash, it crashes the recovery too, at each of its operations, and
+// returns how often.
+func (s *simulator) runFaulty(what string) (again int) {
 	s.logf("%s", what)
 	err := s.open(openFaults{})
 	switch {
@@ -212,12 +215,9 @@ func (s *simulator) runFaulty(what string, recovery bool) (again int) {
 			s.dispose()
 			s.w.free = true
 		}
-		var r *replayed
-		if _, err := crashed.Lstat(simRoot + "/journal"); err == nil {
-			r = s.model.checkDurable(crashed.Clone(5), shown, what)
-		}
-		if r != nil && recovery {
-			again = s.crashRecovery(crashed, r)
+		r := s.judgeDisk(crashed, shown, what)
+		if r != nil {
+			again = s.crashRecovery(crashed, r, (*fsio.Sim).Crash)
 		}
 		s.disk = crashed
 		if err := s.open(openFaults{}); err != nil {
@@ -232,12 +232,21 @@ func (s *simulator) runFaulty(what string, recovery bool) (again int) {
 	return again
 }
 
-// TestKillThenCrash kills the process at each operation of the script, lets another
-// finish what it finds, and cuts the power: what the second process found and went on
-// from was the first one's, and perhaps not yet durable. Proves C2 (index and copy),
-// C5, C9, I2, I7.
+// judgeDisk holds what is on the disk to what was told and shown, if a store was
+// begun there, and returns what its journal says.
+func (s *simulator) judgeDisk(disk *fsio.Sim, shown journal.Position, what string) *replayed {
+	if _, err := disk.Lstat(simRoot + "/journal"); err != nil {
+		return nil
+	}
+	return s.model.checkDurable(disk.Clone(5), shown, what)
+}
+
+// TestKillThenCrash kills the process at each operation of the script, and the next
+// one at each operation of its recovery; then lets one finish what it finds, and cuts
+// the power: what it found and went on from was the first one's, and perhaps not yet
+// durable. Proves C2 (index and copy), C5, C9, I2, I7.
 func TestKillThenCrash(t *testing.T) {
-	runs := 0
+	runs, again := 0, 0
 	stride := uint64(1)
 	if testing.Short() {
 		stride = 11
@@ -254,12 +263,20 @@ func TestKillThenCrash(t *testing.T) {
 				s.drain()
 				return
 			}
+			shown := journal.Position{}
+			if err == nil {
+				shown = s.d.cat.Position()
+			}
 			s.hooks.fixed.on = false
 			disk := s.disk.Kill()
 			if s.disk = disk; err == nil {
 				s.dispose()
 				s.w.free = true
 			}
+			if r := s.judgeDisk(disk, shown, fmt.Sprint("a kill at operation ", n)); r != nil {
+				again += s.crashRecovery(disk, r, (*fsio.Sim).Kill)
+			}
+			s.disk = disk
 			if err := s.open(openFaults{}); err != nil {
 				s.failf("C9: the store does not open after a kill at operation %d: %v", n, err)
 			}
@@ -272,7 +289,8 @@ func TestKillThenCrash(t *testing.T) {
 			t.Fatalf("killed at operation %d", n)
 		}
 	}
-	t.Logf("%d kills", runs)
+	t.Logf("%d kills, %d of the recovery", runs, again)
+	fsiotest.Report(t, "dagstore.TestKillThenCrash", runs+again, testing.Short())
 }
 
 // carryOn lets everything happen but what waits at gates.
@@ -417,9 +435,9 @@ func TestNewerIndexFormat(t *testing.T) {
 	})
 }
 
-// crashRecovery crashes the recovery of a disk at each of its operations, and then
-// the recovery of that. All end in the same state.
-func (s *simulator) crashRecovery(disk *fsio.Sim, want *replayed) (n int) {
+// crashRecovery ends the recovery of a disk at each of its operations, by a power cut
+// or a kill, and lets another finish. All come to the same state.
+func (s *simulator) crashRecovery(disk *fsio.Sim, want *replayed, end func(*fsio.Sim) *fsio.Sim) (n int) {
 	clean := disk.Clone(9)
 	tree := ""
 	for at := 0; ; at++ { // 0: no crash
@@ -428,7 +446,7 @@ func (s *simulator) crashRecovery(disk *fsio.Sim, want *replayed) (n int) {
 		err := s.open(openFaults{at: at, fault: fsio.FaultCrash})
 		died := s.hooks.dead()
 		if died {
-			s.disk = d.Crash()
+			s.disk = end(d)
 			if err == nil {
 				s.dispose()
 				s.w.free = true

@@ -7,6 +7,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"math/rand/v2"
 	"os"
@@ -15,8 +16,8 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"sync"
 	"testing"
+	"time"
 
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/journal"
@@ -33,8 +34,8 @@ const (
 	killDir  = "DAGSTORE_TEST_KILL_DIR"
 	killRand = "DAGSTORE_TEST_KILL_RAND"
 
-	killWorkers = 3
-	killKeys    = 4 // of each worker
+	killWorkers = 4
+	killKeys    = 5 // of each worker
 )
 
 // The test binary plays the process that is killed. It must not reach the tests.
@@ -48,15 +49,28 @@ func init() {
 }
 
 // killStore opens the store that is fought over: half of its sources are streams
-// that need a copy, half are files that are read in place.
-func killStore(dir string) (*DAGStore, error) {
+// that need a copy, half are files that are read in place. Its journal rotates every
+// dozen events.
+func killStore(dir string, seed uint64) (*DAGStore, error) {
 	return Open(context.Background(), filepath.Join(dir, "store"),
 		WithMount("fs", &mount.FSMount{FS: os.DirFS(filepath.Join(dir, "sources"))}),
-		WithLogger(slog.New(slog.DiscardHandler)), WithJournalOptions(journal.FileOptions{SegmentSize: 16 << 10}))
+		WithLogger(slog.New(slog.DiscardHandler)), WithJournalOptions(journal.FileOptions{SegmentSize: 4 << 10, Preallocate: 4 << 10}),
+		WithConfig(func(c *Config) { c.RecoverOnStart = RecoverOnStartPolicy(seed % 3) }))
 }
 
-func killMount(dir string, n int) mount.Mount {
+// killSource is the file that a worker's shards come from if it is not one of those
+// that are always there.
+func killSource(key shard.Key) string {
+	return "own-" + strings.NewReplacer("/", "-", ".", "-").Replace(key.String()) + ".car"
+}
+
+// killMount is a source: a stream or a file, which is there or, one in five, not yet.
+func killMount(dir string, key shard.Key, n int) mount.Mount {
 	name := fmt.Sprintf("%d.car", n%(len(simContents())-1))
+	if n%5 == 0 {
+		name = killSource(key)
+		_ = os.Remove(filepath.Join(dir, "sources", name)) // it may not be there
+	}
 	if n%2 == 0 {
 		return &mount.FSMount{FS: os.DirFS(filepath.Join(dir, "sources")), Path: name}
 	}
@@ -69,7 +83,7 @@ func killMount(dir string, n int) mount.Mount {
 //	try <register|destroy> <key>
 //	told <register|destroy> <key> <seq>
 func killedProcess(dir string, seed uint64) error {
-	d, err := killStore(dir)
+	d, err := killStore(dir, seed)
 	if err != nil {
 		return err
 	}
@@ -91,11 +105,14 @@ func killedProcess(dir string, seed uint64) error {
 
 func killedStep(d *DAGStore, dir string, key shard.Key, rng *rand.Rand) error {
 	ctx := context.Background()
-	_, err := d.GetShardInfo(key)
-	switch n := rng.IntN(10); {
+	info, err := d.GetShardInfo(key)
+	switch n := rng.IntN(12); {
 	case err != nil:
 		fmt.Println("try register", key)
-		res, err := d.RegisterShardSync(ctx, key, killMount(dir, rng.IntN(1000)), RegisterOpts{LazyInitialization: n < 4})
+		res, err := d.RegisterShardSync(ctx, key, killMount(dir, key, rng.IntN(1000)), RegisterOpts{LazyInitialization: n < 5})
+		if errors.Is(err, ErrShardInitializationFailed) {
+			return nil // the source is not there yet
+		}
 		if err != nil {
 			return err
 		}
@@ -110,12 +127,27 @@ func killedStep(d *DAGStore, dir string, key shard.Key, rng *rand.Rand) error {
 	case n == 2:
 		_, err := d.GC(ctx)
 		return err
-	case n == 3:
-		if _, err := d.RecoverShardSync(ctx, key, RecoverOpts{}); !errors.Is(err, ErrNotErrored) {
-			return fmt.Errorf("recover: %w", err)
+	case n == 3 || info.ShardState == ShardStateErrored:
+		return recoverShard(d, dir, key)
+	case n < 6:
+		if acc, err := d.AcquireShardSync(ctx, key, AcquireOpts{}); err == nil {
+			return acc.Close()
 		}
 	default:
-		return readShard(d, key)
+		if err := readShard(d, key); !errors.Is(err, ErrShardInitializationFailed) {
+			return err
+		}
+	}
+	return nil
+}
+
+// recoverShard puts the source of an errored shard where it belongs and recovers it.
+func recoverShard(d *DAGStore, dir string, key shard.Key) error {
+	if err := os.WriteFile(filepath.Join(dir, "sources", killSource(key)), simContents()[0].data, 0o600); err != nil {
+		return err
+	}
+	if _, err := d.RecoverShardSync(context.Background(), key, RecoverOpts{}); err != nil && !errors.Is(err, ErrNotErrored) {
+		return fmt.Errorf("recover: %w", err)
 	}
 	return nil
 }
@@ -154,6 +186,7 @@ type killModel struct {
 	told map[string]string // key → last verb told of
 	seq  map[string]uint64
 	open map[string]bool // keys with a change that nobody was told of
+	head uint64          // the newest event that was seen
 }
 
 func (m *killModel) hear(line string) error {
@@ -177,8 +210,9 @@ func (m *killModel) hear(line string) error {
 
 // TestKill kills a process that works on a store on the real disk, time and again, at
 // whatever moment it happens to be in, and each time finds all that the process had
-// been told, the lock free, nothing left behind, and every shard readable. Proves
-// C5 (kill), C8 (kill), C9 (kill), C12, F9, F12, F27, I2, I7.
+// been told and nothing that was destroyed, the catalogue to be what a replay of the
+// journal gives, the lock free, nothing left behind, and every shard readable. Proves
+// C5 (kill), C8 (kill), C9 (kill), C12, F9, F12, F27, G5 (kill), I2, I3, I4 (kill), I7.
 func TestKill(t *testing.T) {
 	dir := t.TempDir()
 	if err := os.Mkdir(filepath.Join(dir, "sources"), 0o700); err != nil {
@@ -197,21 +231,29 @@ func TestKill(t *testing.T) {
 	}
 	lines := 0
 	for cycle := range cycles {
-		n, err := m.killOne(t, dir, uint64(cycle), 1+rng.IntN(60), cycle == 0)
+		// One in four is killed while it opens the store, or soon after.
+		after, delay := 1+rng.IntN(80), time.Duration(rng.IntN(2000))*time.Microsecond
+		if cycle%4 == 3 {
+			after, delay = 0, time.Duration(rng.IntN(25_000))*time.Microsecond
+		}
+		n, err := m.killOne(t, dir, uint64(cycle), after, delay, cycle == 0)
 		if err == nil {
-			err = m.check(dir)
+			err = m.check(dir, uint64(cycle))
 		}
 		if err != nil {
 			t.Fatalf("cycle %d: %v", cycle, err)
 		}
 		lines += n
 	}
-	t.Logf("%d kills, %d lines heard, %d keys known", cycles, lines, len(m.told))
+	t.Logf("%d kills, %d lines heard, %d keys known, at seq %d", cycles, lines, len(m.told), m.head)
+	if !testing.Short() && (lines < 10*cycles || m.head < uint64(5*cycles)) {
+		t.Errorf("%d lines and %d events are little for %d kills: the processes hardly work", lines, m.head, cycles)
+	}
 }
 
-// killOne starts a process, kills it after it has said so many lines, and hears what
-// it had said by then.
-func (m *killModel) killOne(t *testing.T, dir string, seed uint64, after int, tryLock bool) (lines int, err error) {
+// killOne starts a process, kills it some time after it has said so many lines, and
+// hears what it had said by then.
+func (m *killModel) killOne(t *testing.T, dir string, seed uint64, after int, delay time.Duration, tryLock bool) (lines int, err error) {
 	cmd := exec.CommandContext(t.Context(), os.Args[0])
 	cmd.Env = append(os.Environ(), killDir+"="+dir, killRand+"="+strconv.FormatUint(seed, 10))
 	out, err := cmd.StdoutPipe()
@@ -222,10 +264,12 @@ func (m *killModel) killOne(t *testing.T, dir string, seed uint64, after int, tr
 	if err := cmd.Start(); err != nil {
 		return 0, err
 	}
-	var once sync.Once
-	kill := func() { once.Do(func() { _ = cmd.Process.Kill() }) }
+	kill := func() { _ = cmd.Process.Kill() }
 	defer cmd.Wait() // it was killed
 	defer kill()
+	if after == 0 {
+		defer time.AfterFunc(delay, kill).Stop()
+	}
 	r := bufio.NewReader(out)
 	for {
 		line, rerr := r.ReadString('\n')
@@ -239,24 +283,31 @@ func (m *killModel) killOne(t *testing.T, dir string, seed uint64, after int, tr
 			return lines, err
 		}
 		if lines++; lines == 1 && tryLock {
-			if _, err := killStore(dir); !errors.Is(err, journal.ErrLocked) {
+			if _, err := killStore(dir, seed); !errors.Is(err, journal.ErrLocked) {
 				return lines, fmt.Errorf("C12: a second process opens the store: %w", err)
 			}
 		}
 		if lines == after {
-			kill()
+			defer time.AfterFunc(delay, kill).Stop()
 		}
 	}
 }
 
 // check opens the store and holds it to what was heard.
-func (m *killModel) check(dir string) (err error) {
-	d, err := killStore(dir)
+func (m *killModel) check(dir string, seed uint64) (err error) {
+	d, err := killStore(dir, seed)
 	if err != nil {
 		return fmt.Errorf("open after the kill: %w", err)
 	}
-	defer func() { err = errors.Join(err, d.Close()) }()
+	defer func() {
+		if err = errors.Join(err, d.Close()); err == nil {
+			err = killTemps(filepath.Join(dir, "store"))
+		}
+	}()
 	if err := m.checkFiles(d, dir); err != nil {
+		return err
+	}
+	if err := m.checkReplay(d); err != nil {
 		return err
 	}
 	for key, verb := range m.told {
@@ -275,12 +326,53 @@ func (m *killModel) check(dir string) (err error) {
 	clear(m.told)
 	clear(m.open)
 	for key := range d.AllShardsInfo() {
-		m.told[key.String()], m.seq[key.String()] = "register", d.cat.Get(key).Gen()
-		if err := readShard(d, key); err != nil {
+		rec := d.cat.Get(key)
+		m.told[key.String()], m.seq[key.String()] = "register", rec.Gen()
+		err := readShard(d, key)
+		if errors.Is(err, ErrShardInitializationFailed) { // its source was not there yet
+			err = errors.Join(recoverShard(d, dir, key), readShard(d, key))
+		}
+		if err != nil {
 			return fmt.Errorf("I7: shard %s: %w", key, err)
 		}
 	}
 	return nil
+}
+
+// checkReplay folds the journal anew and compares. The store may go on meanwhile, for
+// it resumes what was interrupted.
+func (m *killModel) checkReplay(d *DAGStore) error {
+	snap := d.cat.Snapshot()
+	at := snap.Position()
+	again := projection.NewCatalogue()
+	errEnough := errors.New("enough")
+	err := d.journal.Replay(0, func(b *journal.Batch) error {
+		if b.End.Seq > at.Seq {
+			return errEnough
+		}
+		return again.Apply(b)
+	})
+	if err != nil && !errors.Is(err, errEnough) {
+		return fmt.Errorf("I3: replay: %w", err)
+	}
+	if again.Position() != at || again.Snapshot().Digest() != snap.Digest() {
+		return fmt.Errorf("I4, G5: the catalogue at %v is not what a replay gives, which ends at %v", at, again.Position())
+	}
+	if at.Seq < m.head {
+		return fmt.Errorf("I2: the journal ends at %d and was at %d", at.Seq, m.head)
+	}
+	m.head = at.Seq
+	return nil
+}
+
+// killTemps finds no unfinished file in a store that was closed.
+func killTemps(dir string) error {
+	return filepath.WalkDir(dir, func(name string, e fs.DirEntry, err error) error {
+		if err == nil && (fsio.IsTemp(name) || strings.Contains(e.Name(), ".partial-")) {
+			err = fmt.Errorf("C5: %s is left behind", name)
+		}
+		return err
+	})
 }
 
 // checkFiles finds nothing but files of shards that are there.

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/fsio/fsiotest"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/projection"
 )
@@ -76,6 +77,7 @@ func TestSim(t *testing.T) {
 		seed++
 	}
 	t.Logf("%d seeds, %d operations in %s: %+v", seed-*simFirst, sum.ops, time.Since(began).Round(time.Millisecond), sum)
+	fsiotest.Report(t, "dagstore.TestSim", sum.crashes+sum.kills+sum.diskFaults, testing.Short() || *simOps != 0)
 }
 
 // TestSimRepeats: the same seed leaves the same trace, operation by operation, or a
