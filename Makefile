@@ -9,7 +9,7 @@ COUNT ?= 1
 
 .PHONY: help
 help: ## print this
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## compile everything
@@ -32,12 +32,16 @@ fuzz: ## every fuzz target for TIME each
 	.ci/fuzz $(TIME) $(PKG)
 
 .PHONY: soak
-soak: ## simulation with new seeds, kills, crash and model tests, until one fails or you stop it
-	@n=0; while \
-	  go test -count 1 -timeout 0 -run 'TestSim$$' . -args -sim.first $$((1000 + 10000*n)) -sim.ops 3000000 && \
-	  go test -count 1 -timeout 0 -run 'TestKill$$' . -args -kill.cycles 100 && \
-	  go test -count 1 -timeout 0 -run 'Crash|Model|Stress|Random|Property|Fault' $(PKG); \
-	do n=$$((n+1)); echo "round $$n passed"; done; exit 1
+soak: ## simulation, crash points and kills with new seeds, until one fails or you stop it
+	.ci/soak $(PKG)
+
+.PHONY: planted
+planted: ## plant every known bug, one at a time, and see that the tests find it
+	go run ./internal/planted/hunt
+
+.PHONY: planted-write
+planted-write: ## the same, and write what found them into docs/TESTING.md
+	go run ./internal/planted/hunt -write
 
 .PHONY: cover
 cover: ## statement coverage by function, into cover.out

@@ -3,6 +3,7 @@ package dagstore
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"strings"
 	"testing"
@@ -17,6 +18,8 @@ import (
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 )
+
+var crashSeed = flag.Uint64("crash.seed", 0, "what the tests that crash at every operation mix into their seeds")
 
 // script is a run of a store that has everything in it. It ends early if the power
 // goes.
@@ -160,7 +163,7 @@ func TestCrashAtEveryOperation(t *testing.T) {
 	for n := uint64(0); n < ops; n += stride {
 		for _, f := range fsio.Faults() {
 			synctest.Test(t, func(t *testing.T) {
-				s := scripted(t, n*7+uint64(f), n, f)
+				s := scripted(t, *crashSeed<<32+n*7+uint64(f), n, f)
 				again += s.runFaulty(fmt.Sprintf("%s at operation %d", f, n))
 			})
 			if runs++; t.Failed() {
@@ -253,7 +256,7 @@ func TestKillThenCrash(t *testing.T) {
 	}
 	for n, more := uint64(0), true; more; n += stride {
 		synctest.Test(t, func(t *testing.T) {
-			s := scripted(t, n, n, fsio.FaultCrash)
+			s := scripted(t, *crashSeed<<32+n, n, fsio.FaultCrash)
 			err := s.open(openFaults{})
 			if err == nil {
 				s.script()

@@ -167,7 +167,7 @@ func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
 			// One slow fetch less; the next may start.
 			e.complete(input{ctl: func() { e.slow.ended(e) }})
 		}
-		if !e.complete(in) && c.handle != nil {
+		if !e.complete(in) && c.handle != nil && !planted.Bug("store-late-handle-left-at-close") {
 			c.handle.shut()
 		}
 	}

@@ -26,7 +26,10 @@ import (
 	"github.com/dagstore/dagstore/shard"
 )
 
-var killCycles = flag.Int("kill.cycles", 25, "how often TestKill kills the process that has the store open")
+var (
+	killCycles = flag.Int("kill.cycles", 25, "how often TestKill kills the process that has the store open")
+	killSeed   = flag.Uint64("kill.seed", 0, "where the seeds of TestKill begin")
+)
 
 // killDir names the directory of the store to the process that is killed, killRand
 // its seed.
@@ -224,7 +227,7 @@ func TestKill(t *testing.T) {
 		}
 	}
 	m := &killModel{told: make(map[string]string), seq: make(map[string]uint64), open: make(map[string]bool)}
-	rng := rand.New(rand.NewPCG(1, 2))
+	rng := rand.New(rand.NewPCG(1, *killSeed))
 	cycles := *killCycles
 	if testing.Short() {
 		cycles = min(cycles, 5)
@@ -236,9 +239,9 @@ func TestKill(t *testing.T) {
 		if cycle%4 == 3 {
 			after, delay = 0, time.Duration(rng.IntN(25_000))*time.Microsecond
 		}
-		n, err := m.killOne(t, dir, uint64(cycle), after, delay, cycle == 0)
+		n, err := m.killOne(t, dir, *killSeed<<32+uint64(cycle), after, delay, cycle == 0)
 		if err == nil {
-			err = m.check(dir, uint64(cycle))
+			err = m.check(dir, *killSeed<<32+uint64(cycle))
 		}
 		if err != nil {
 			t.Fatalf("cycle %d: %v", cycle, err)
