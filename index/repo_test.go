@@ -21,6 +21,7 @@ import (
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/index/indextest"
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/fsio/fsiotest"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -458,4 +459,5 @@ func TestCrashesAndFaults(t *testing.T) {
 		}
 	}
 	t.Logf("%d operations, %d crashes", ops, runs)
+	fsiotest.Report(t, "index.TestCrashesAndFaults", int(ops)*len(fsio.Faults()), false)
 }

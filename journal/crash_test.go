@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/fsio/fsiotest"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/journal/journaltest"
 	"github.com/dagstore/dagstore/shard"
@@ -24,7 +25,8 @@ var crashPoints atomic.Int64
 // logCrashPoints logs how many there were in a test, and so far.
 func logCrashPoints(t *testing.T, n int64) {
 	t.Helper()
-	t.Logf("%d crash points, %d in this package so far", n, crashPoints.Add(n))
+	t.Logf("%d so far in this package", crashPoints.Add(n))
+	fsiotest.Report(t, "journal."+t.Name(), int(n), testing.Short() || raceEnabled)
 }
 
 // history is what a run of a program does to a journal, over all its restarts: it

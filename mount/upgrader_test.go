@@ -21,6 +21,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/fsio/fsiotest"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/mount/mounttest"
 	"github.com/dagstore/dagstore/throttle"
@@ -749,6 +750,7 @@ func TestUpgraderDiskFaults(t *testing.T) {
 			wantCopy(t, u, content)
 		}
 	}
+	fsiotest.Report(t, "mount.TestUpgraderDiskFaults", int(total)*3, false)
 	full := fsio.NewSim(1, fsio.Capacity(400_000))
 	u := newUpgrader(t, full, &source{content: content}, nil)
 	if err := u.Ensure(t.Context()); err == nil || full.Used() > 0 {
@@ -811,6 +813,7 @@ func TestUpgraderCrash(t *testing.T) {
 			}
 		}
 	}
+	fsiotest.Report(t, "mount.TestUpgraderCrash", int(total)+1, false)
 }
 
 // TestSweepCopies: only files that this package makes are ever removed. Proves F18,

@@ -97,7 +97,7 @@ var bugs = []bug{
 	{"store-destroy-without-sweep", "the files of a destroyed shard are not removed",
 		".", "TestF10DestroyTakesAll", nil, "C8, F10"},
 	{"store-late-handle-left-at-close", "what an open brings that ends after Close is left open",
-		".", "TestLateOpen", nil, "F28"},
+		".", "TestSim", nil, "F28"},
 	{"store-seq-not-given-back", "the sequence numbers of a refused append are not used again: a gap",
 		".", "TestJournalRefuses", nil, "C11, G1"},
 	{"store-adopts-index-unsynced", "an index that a killed process left is relied on before its name is durable",
