@@ -15,6 +15,7 @@ import (
 	ds "github.com/ipfs/go-datastore"
 	"github.com/ipfs/go-datastore/query"
 
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -170,7 +171,7 @@ func (j *Datastore) Append(events []shard.Event) (Position, error) {
 	err = j.d.Put(j.ctx, key, slices.Clone(frame))
 	if err == nil {
 		op = "sync"
-		err = j.d.Sync(j.ctx, datastorePrefix)
+		err = planted.Unless("journal-datastore-not-synced", func() error { return j.d.Sync(j.ctx, datastorePrefix) })
 	}
 	j.mu.Lock()
 	defer j.mu.Unlock()

@@ -41,6 +41,8 @@ var bugs = []bug{
 		"journal", "TestFrameBelongs", nil, "C10, I3"},
 	{"journal-no-lock", "the lock of the journal is not taken: two writers",
 		"journal", "TestLock", nil, "C12"},
+	{"journal-datastore-not-synced", "the journal in a datastore acknowledges a batch without a sync",
+		"journal", "TestDatastoreAdoptedIsDurable", nil, "C4, F27, G2"},
 
 	{"index-page-not-checked", "a page of an index is used without looking at its checksum",
 		"index", "TestEveryFlippedByte", nil, "C10, F20"},
@@ -63,6 +65,8 @@ var bugs = []bug{
 		"mount", "TestUpgraderFailures", nil, "F1, R7"},
 	{"copy-users-file-removed", "the user's own file is removed together with the copy",
 		"mount", "TestUpgraderInitial", nil, "F4"},
+	{"http-changed-source-not-noticed", "bytes of a source that changed between two requests are joined",
+		"mount", "TestHTTPHostile", nil, "F30, S4"},
 
 	{"fsm-token-counted-twice", "a job takes two tokens of its slot",
 		"fsm", "TestModel", nil, "N5"},
@@ -108,4 +112,7 @@ var bugs = []bug{
 		".", "TestF9RecoveringSurvivesNot", nil, "F9"},
 	{"store-closed-twice-counted-twice", "a second Close of an accessor gives back another's reference",
 		".", "TestF8SecondClose", nil, "F8, I5"},
+
+	{"indexbs-late-accessor-kept", "an accessor that nobody waits for any more stays open",
+		"indexbs", "TestLateAccessor", nil, "F15"},
 }
