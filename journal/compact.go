@@ -10,6 +10,7 @@ import (
 	"sort"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -171,11 +172,18 @@ func (f *File) moveHorizon(ctx context.Context, at Position, base func(emit func
 	if name := b.name(); len(f.bases) == 0 || f.bases[len(f.bases)-1] != name {
 		f.bases = append(f.bases, name)
 	}
+	if planted.Bug("journal-horizon-before-base") {
+		h := horizon{oldest: f.oldestAfter(at), at: at}
+		_ = fsio.WriteFileAtomic(f.fsys, f.path(horizonName), fileMode, func(w fsio.File) error { return writeAt(w, h.encode(), 0) })
+	}
 	size, err := f.writeBase(ctx, &b, base)
 	if err != nil {
 		return err
 	}
 	h := horizon{oldest: f.oldestAfter(at), at: at}
+	if planted.Bug("journal-removed-before-horizon") {
+		_ = f.remove(f.mu.keepFrom(h.oldest.number))
+	}
 	err = fsio.WriteFileAtomic(f.fsys, f.path(horizonName), fileMode, func(w fsio.File) error {
 		return writeAt(w, h.encode(), 0)
 	})
@@ -203,6 +211,9 @@ func (f *File) oldestAfter(at Position) segment {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	n := sort.Search(len(f.mu.sealed), func(i int) bool { return f.mu.sealed[i].end.Seq > at.Seq })
+	if planted.Bug("journal-removed-above-horizon") {
+		n++
+	}
 	if n < len(f.mu.sealed) {
 		return f.mu.sealed[n].segment
 	}

@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/fsio/fsiotest"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/journal/journaltest"
 )
@@ -165,6 +166,7 @@ func TestCompactCrash(t *testing.T) {
 		}
 	}
 	logCrashPoints(t, points)
+	fsiotest.Report(t, "journal.TestCompactCrash", int(probe.NumOps())*len(fsio.Faults()), false)
 }
 
 // A compaction makes the base durable before HORIZON, and HORIZON before anything goes,

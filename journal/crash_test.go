@@ -25,8 +25,7 @@ var crashPoints atomic.Int64
 // logCrashPoints logs how many there were in a test, and so far.
 func logCrashPoints(t *testing.T, n int64) {
 	t.Helper()
-	t.Logf("%d so far in this package", crashPoints.Add(n))
-	fsiotest.Report(t, "journal."+t.Name(), int(n), testing.Short() || raceEnabled)
+	t.Logf("%d crash points, %d in this package so far", n, crashPoints.Add(n))
 }
 
 // history is what a run of a program does to a journal, over all its restarts: it
@@ -322,6 +321,7 @@ func TestCrashEveryOperation(t *testing.T) {
 	}
 	t.Logf("%d operations", ops)
 	logCrashPoints(t, points)
+	fsiotest.Report(t, "journal.TestCrashEveryOperation", int(ops)*len(fsio.Faults()), testing.Short() || raceEnabled)
 }
 
 // TestCrashDuringRecovery: every fault at every operation of the recovery from a crash
@@ -369,6 +369,7 @@ func TestCrashDuringRecovery(t *testing.T) {
 	}
 	t.Logf("%d crashes before the recoveries", crashes)
 	logCrashPoints(t, points)
+	fsiotest.Report(t, "journal.TestCrashDuringRecovery", crashes+int(points), testing.Short() || raceEnabled)
 }
 
 // Proves C11: a read that fails is returned as it is, and neither cut nor refused as

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -263,7 +264,7 @@ func (r *Reader) scan(limit int64, durable bool) (*scanner, error) {
 			read.before = fr.end
 			read.off = start + int64(fr.lo-frameHeaderSize+frameSize(fr.hi-fr.lo))
 			// A mark without a later witness may be lost and something else take its place.
-			if fr.kind != frameFooter && (durable || fr.kind == frameBatch && fr.end.Seq <= r.proven) {
+			if fr.kind != frameFooter && (durable || planted.Bug("journal-reader-needs-no-witness") || fr.kind == frameBatch && fr.end.Seq <= r.proven) {
 				shown = append(shown, read)
 				head = read.before
 			}
