@@ -159,7 +159,7 @@ func (d *DAGStore) write(c *commit) {
 		return
 	}
 	if planted.Bug("store-shows-before-durable") {
-		_ = d.cat.Apply(&journal.Batch{Events: c.events})
+		_ = d.views.Commit(&journal.Batch{Events: c.events, End: journal.Position{Seq: c.events[len(c.events)-1].Seq}})
 	}
 	if c.pos, c.err = d.journal.Append(c.events); c.err != nil || planted.Bug("store-shows-before-durable") {
 		return

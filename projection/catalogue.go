@@ -7,6 +7,7 @@ import (
 
 	"github.com/cespare/xxhash/v2"
 
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -74,7 +75,7 @@ func (c *Catalogue) become(o *Catalogue) {
 // shown.
 func (c *Catalogue) Apply(b *journal.Batch) error {
 	now := c.shown.Load()
-	if b.End.Seq <= now.pos.Seq {
+	if b.End.Seq <= now.pos.Seq && !planted.Bug("catalogue-applies-twice") {
 		return nil
 	}
 	if err := now.follows(b); err != nil {
@@ -87,6 +88,9 @@ func (c *Catalogue) Apply(b *journal.Batch) error {
 	for i := range b.Events {
 		if err := c.show(&w, next, &b.Events[i]); err != nil {
 			return err
+		}
+		if planted.Bug("catalogue-shows-half-a-batch") {
+			c.shown.Store(next)
 		}
 	}
 	next.pos = b.End
@@ -104,7 +108,9 @@ func (s *Snapshot) follows(b *journal.Batch) error {
 
 // next begins an epoch, with a copy of what is shown to be changed and shown in turn.
 func (c *Catalogue) next() *Snapshot {
-	c.epoch++
+	if c.epoch == 0 || !planted.Bug("catalogue-snapshots-change") {
+		c.epoch++
+	}
 	next := *c.shown.Load()
 	return &next
 }

@@ -7,6 +7,7 @@ import (
 	"runtime/debug"
 	"time"
 
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -109,7 +110,7 @@ func (r *Runner) feedOnce(v *view) error {
 	}
 	head := r.Head()
 	err = r.j.Replay(from.Seq, func(b *journal.Batch) error {
-		if r.ctx.Err() != nil || b.End.Seq > r.Head().Seq {
+		if r.ctx.Err() != nil || b.End.Seq > r.Head().Seq && !planted.Bug("view-ahead-of-the-catalogue") {
 			return errStop
 		}
 		frozen, err := r.show(v, gen, b)
@@ -228,7 +229,7 @@ func (r *Runner) admitLocked(v *view) (pos journal.Position, err error) {
 		return pos, err
 	}
 	v.admitted = false
-	if err := r.verify(pos); err != nil {
+	if err := r.verify(pos); err != nil && !planted.Bug("view-of-another-journal-fed") {
 		return pos, fmt.Errorf("view %q shows %v: %w; rebuild it", v.name, pos, err)
 	}
 	v.admitted = true
@@ -239,6 +240,11 @@ func (r *Runner) admitLocked(v *view) (pos journal.Position, err error) {
 // it. v.apply is held.
 func (r *Runner) publishLocked(v *view, pos journal.Position) error {
 	var value any
+	if planted.Bug("view-wakes-before-it-shows") {
+		r.mu.Lock()
+		v.wakeLocked(pos.Seq)
+		r.mu.Unlock()
+	}
 	err := safely("Publish", func() error {
 		value = published(v.cur)
 		return nil
@@ -249,7 +255,9 @@ func (r *Runner) publishLocked(v *view, pos journal.Position) error {
 	v.shown.Store(&shown{value: value, pos: pos})
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	v.wakeLocked(pos.Seq)
+	if !planted.Bug("view-wakes-before-it-shows") {
+		v.wakeLocked(pos.Seq)
+	}
 	return nil
 }
 
@@ -261,7 +269,7 @@ func (r *Runner) show(v *view, gen int, b *journal.Batch) (*frozenState, error) 
 		return nil, errSwapped
 	}
 	first := b.End.Seq - uint64(len(b.Events)) + 1
-	if err := applyBatch(v.cur, v.shown.Load().pos, b); err != nil {
+	if err := applyBatch(v.cur, v.shown.Load().pos, b); err != nil && !(planted.Bug("view-skips-what-it-cannot-apply") && v.backoff > 0) {
 		return nil, &StallError{View: v.name, First: first, Last: b.End.Seq, Err: err}
 	}
 	if err := r.publishLocked(v, b.End); err != nil {

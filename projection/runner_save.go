@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -69,7 +70,9 @@ func (r *Runner) freeze(v *view) (f *frozenState, err error) {
 	f = &frozenState{v: v, gen: v.gen, id: checkpointID{view: v.name, version: v.version}}
 	err = safely("Freeze", func() error {
 		f.id.pos, f.save = v.cur.(Saver).Freeze()
-		if at := v.applied(); f.id.pos != at || f.save == nil {
+		if planted.Bug("checkpoint-ahead-of-its-state") {
+			f.id.pos = r.j.Head()
+		} else if at := v.applied(); f.id.pos != at || f.save == nil {
 			return fmt.Errorf("the view froze at %v and shows %v", f.id.pos, at)
 		}
 		return nil
@@ -246,7 +249,7 @@ func (r *Runner) compact(ctx context.Context) {
 	}
 	r.mu.Lock()
 	limit := r.horizonLocked()
-	busy := r.mu.compacting != nil || r.mu.historians > 0 || limit <= c.Horizon().Seq
+	busy := r.mu.compacting != nil || r.mu.historians > 0 && !planted.Bug("history-removed-under-a-reader") || limit <= c.Horizon().Seq
 	compacting := make(chan struct{})
 	if !busy {
 		r.mu.compacting = compacting
@@ -281,9 +284,14 @@ func (r *Runner) horizonLocked() uint64 {
 	if kept := r.first.kept; len(kept) == 2 {
 		horizon = kept[1].pos.Seq
 	}
+	if kept := r.first.kept; len(kept) > 0 && planted.Bug("history-removed-above-the-older-checkpoint") {
+		horizon = kept[0].pos.Seq
+	}
 	horizon -= min(horizon, r.opts.Retention.Events)
 	for _, v := range r.mu.views {
-		horizon = min(horizon, v.applied().Seq)
+		if !planted.Bug("history-removed-above-a-view") {
+			horizon = min(horizon, v.applied().Seq)
+		}
 		for _, k := range v.kept {
 			horizon = min(horizon, k.pos.Seq)
 		}
