@@ -214,14 +214,9 @@ func (m *killModel) hear(line string) error {
 	return nil
 }
 
-// TestKill kills a process that works on a store on the real disk, time and again, at
-// whatever moment it happens to be in, and each time finds all that the process had
-// been told and nothing that was destroyed, the catalogue to be what a replay of the
-// journal gives, the lock free, nothing left behind, and every shard readable. Proves
-// C5 (kill), C8 (kill), C9 (kill), C12, F9, F12, F27, G5 (kill), I2, I3, I4 (kill), I7,
-// C6 (kill), C7 (kill), G6 (kill).
-func TestKill(t *testing.T) {
-	dir := t.TempDir()
+// killSources writes the files that are always there.
+func killSources(t *testing.T, dir string) {
+	t.Helper()
 	if err := os.Mkdir(filepath.Join(dir, "sources"), 0o700); err != nil {
 		t.Fatal(err)
 	}
@@ -230,6 +225,17 @@ func TestKill(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+}
+
+// TestKill kills a process that works on a store on the real disk, time and again, at
+// whatever moment it happens to be in, and each time finds all that the process had
+// been told and nothing that was destroyed, the catalogue to be what a replay of the
+// journal gives, the lock free, nothing left behind, and every shard readable. Proves
+// C5 (kill), C8 (kill), C9 (kill), C12, F9, F12, F27, G5 (kill), I2, I3, I4 (kill), I7,
+// C6 (kill), C7 (kill), G6 (kill).
+func TestKill(t *testing.T) {
+	dir := t.TempDir()
+	killSources(t, dir)
 	m := &killModel{told: make(map[string]string), seq: make(map[string]uint64), open: make(map[string]bool)}
 	rng := rand.New(rand.NewPCG(1, *killSeed))
 	cycles := *killCycles
