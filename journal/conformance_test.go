@@ -13,7 +13,7 @@ import (
 	"github.com/dagstore/dagstore/journal/journaltest"
 )
 
-// Proves G1, G2, G4, G5 for the journal in memory.
+// Proves G1, G2, G4, G5, C7 for the journal in memory.
 func TestMemory(t *testing.T) {
 	journaltest.Run(t, func(t *testing.T) journaltest.Subject {
 		return journaltest.Subject{Open: func() (journal.Journal, error) { return journal.NewMemory(), nil }}
@@ -67,7 +67,7 @@ func TestDatastore(t *testing.T) {
 	}
 }
 
-// Proves G1, G2, G4, G5, C3, C11, F27 for the journal in files, on a simulated disk
+// Proves G1, G2, G4, G5, C3, C7, C11, F27 for the journal in files, on a simulated disk
 // of which one operation fails.
 func TestFileFailures(t *testing.T) {
 	for _, kind := range []fsio.OpKind{fsio.OpWrite, fsio.OpSyncData} {
@@ -98,7 +98,7 @@ func TestFileFailures(t *testing.T) {
 // small makes every test a test of many segments.
 var small = journal.FileOptions{SegmentSize: 1024, Preallocate: 512}
 
-// Proves G1, G2, G4, G5 for the journal in files of the operating system.
+// Proves G1, G2, G4, G5, C7 for the journal in files of the operating system.
 func TestFile(t *testing.T) {
 	for name, opts := range map[string]journal.FileOptions{
 		"default":             {},

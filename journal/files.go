@@ -90,7 +90,7 @@ func (x *extent) keepFrom(number uint64) (gone []string) {
 
 func (f *files) path(name string) string { return filepath.Join(f.dir, name) }
 
-// Head implements [Journal].
+// head is the position up to which the journal may be shown.
 func (f *files) head() Position {
 	f.mu.Lock()
 	defer f.mu.Unlock()

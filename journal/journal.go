@@ -3,8 +3,8 @@
 //
 // A journal is totally ordered and gap-free. A batch is all or nothing. A nil
 // error from Append means durable. There are three: [Memory], [OpenDatastore] over
-// any go-datastore, and [OpenFile] in segmented files. One conformance suite,
-// journal/journaltest, holds them to this page.
+// any go-datastore, and [OpenFile] in segmented files, which [OpenReader] follows from
+// other processes. One conformance suite, journal/journaltest, holds them to this page.
 package journal
 
 import (
@@ -37,7 +37,8 @@ type Journal interface {
 	Head() Position
 	// Replay visits every durable batch that ends after seq, in order, up to what
 	// was Head when it began. A visit's error ends the replay and is returned as
-	// it is. A visit may append.
+	// it is. A visit may append. Errors wrap ErrCompacted if seq is below the horizon
+	// of a journal that was compacted.
 	Replay(seq uint64, visit func(*Batch) error) error
 	// Close releases the journal and its lock. Idempotent.
 	Close() error

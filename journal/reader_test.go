@@ -635,9 +635,9 @@ func TestReaderBesideWriter(t *testing.T) {
 		})
 	}
 	rng := rand.New(rand.NewPCG(1, 2))
-	for n := range 400 {
+	for n := range 160 {
 		appendEvents(t, j, 1+rng.IntN(8))
-		if n%40 == 39 {
+		if n%20 == 19 {
 			at := j.Head()
 			must(t, j.Compact(t.Context(), at, journaltest.StateAt(foldable(t, j), at.Seq).Emit))
 		}
