@@ -363,6 +363,47 @@ func TestRebuildReplacesCheckpoints(t *testing.T) {
 	}
 }
 
+// Proves G14, G6, C11: a rebuild whose checkpoint cannot be written is one all the
+// same, and leaves none of the former view's.
+func TestRebuildWithoutCheckpoint(t *testing.T) {
+	sim := fsio.NewSim(1)
+	w := newWorld(t, journal.NewMemory(), on(sim))
+	w.damage()
+	w.commit(20)
+	sim.OnOp(func(op fsio.Op) error {
+		if op.Kind == fsio.OpCreate {
+			return fsio.FaultENOSPC
+		}
+		return nil
+	})
+	if err := w.r.Rebuild(t.Context(), "catalogue"); err != nil {
+		t.Fatal(err)
+	}
+	w.wantReplayed()
+	if names := namesIn(t, sim, checkpoints); len(names) != 0 || w.r.Stats().CheckpointsFailed != 1 {
+		t.Errorf("%v, %+v", names, w.r.Stats())
+	}
+}
+
+// hasty restores itself without looking.
+type hasty struct{ *usageView }
+
+func (h hasty) Restore(pos journal.Position, _ func() ([]byte, error)) error {
+	h.pos = pos
+	return nil
+}
+
+func (h hasty) Fresh() (projection.View, error) { return hasty{newUsageView()}, nil }
+
+// Proves G6: a view that leaves blocks unread is not taken for restored.
+func TestHastyRestore(t *testing.T) {
+	sim, w := saved(t, newUsageView())
+	next, rec := w.again(t, sim, hasty{newUsageView()})
+	if f, err := next.r.Freshness("usage"); err != nil || len(rec.Ignored) != 2 || f.Applied.Seq != 0 {
+		t.Errorf("%v, %v, %v", f, rec.Ignored, err)
+	}
+}
+
 // Proves G14, G6: a checkpoint of the former view that was on its way is not written
 // after the new one's.
 func TestRebuildOvertakesCheckpoint(t *testing.T) {

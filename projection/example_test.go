@@ -11,8 +11,6 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/tidwall/btree"
-
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/projection"
 	"github.com/dagstore/dagstore/projection/projectiontest"
@@ -30,8 +28,8 @@ type Usage struct {
 // memory, and is everything that a view can be.
 type usageView struct {
 	pos    journal.Position
-	rows   btree.Map[string, usageRow] // by key; a copy costs no time
-	totals map[string]Usage            // by scheme; never changed once it was published
+	rows   map[string]usageRow // by key
+	totals map[string]Usage    // by scheme; never changed once it was published
 }
 
 var (
@@ -48,7 +46,7 @@ type usageRow struct {
 	Usage  Usage
 }
 
-func newUsageView() *usageView { return &usageView{totals: map[string]Usage{}} }
+func newUsageView() *usageView { return &usageView{rows: map[string]usageRow{}, totals: map[string]Usage{}} }
 
 func (u *usageView) Name() string { return "usage" }
 
@@ -74,7 +72,8 @@ func (u *usageView) set(events []shard.Event) {
 	for i := range events {
 		e := &events[i]
 		key := strings.Clone(e.Key.String()) // the event's strings are lent
-		if old, ok := u.rows.Delete(key); ok {
+		if old, ok := u.rows[key]; ok {
+			delete(u.rows, key)
 			u.count(old, -1)
 		}
 		if e.Kind != shard.EventDestroyed {
@@ -85,7 +84,7 @@ func (u *usageView) set(events []shard.Event) {
 }
 
 func (u *usageView) put(row usageRow) {
-	u.rows.Set(row.Key, row)
+	u.rows[row.Key] = row
 	u.count(row, 1)
 }
 
@@ -117,11 +116,13 @@ func (u *usageView) Fresh() (projection.View, error) { return newUsageView(), ni
 // rowsPerBlock keeps a block well below 4 MiB: keys have 512 bytes at most.
 const rowsPerBlock = 1000
 
-// Freeze and Restore make it a Saver, so that a start need not replay everything.
+// Freeze and Restore make it a Saver, so that a start need not replay everything. The
+// rows are copied because more is applied while they are saved; a view of millions of
+// rows would keep them in something that is copied in no time.
 func (u *usageView) Freeze() (journal.Position, func(emit func([]byte) error) error) {
-	rows := u.rows.Copy()
+	rows := slices.Collect(maps.Values(u.rows))
 	return u.pos, func(emit func([]byte) error) error {
-		for block := range slices.Chunk(rows.Values(), rowsPerBlock) {
+		for block := range slices.Chunk(rows, rowsPerBlock) {
 			b, err := json.Marshal(block)
 			if err == nil {
 				err = emit(b)

@@ -197,15 +197,20 @@ func (r *Runner) saveRebuilt(ctx context.Context, v *view) error {
 	r.mu.Lock()
 	v.kept = nil
 	r.mu.Unlock()
+	// A checkpoint that cannot be made is counted, and no reason to say that the view
+	// was not rebuilt.
 	f, err := r.freezeNow(v)
-	if err == nil && f != nil {
-		err = r.save(ctx, f)
+	switch {
+	case err != nil:
+		r.saveFailed(v, err)
+	case f != nil:
+		_ = r.save(ctx, f)
 	}
 	r.mu.Lock()
 	kept := v.kept
 	r.mu.Unlock()
 	r.removeOthers(v, kept)
-	return cause(ctx, err)
+	return nil
 }
 
 // Jump goes on behind a compaction that overtook the reader of another process's
