@@ -46,7 +46,9 @@ type usageRow struct {
 	Usage  Usage
 }
 
-func newUsageView() *usageView { return &usageView{rows: map[string]usageRow{}, totals: map[string]Usage{}} }
+func newUsageView() *usageView {
+	return &usageView{rows: map[string]usageRow{}, totals: map[string]Usage{}}
+}
 
 func (u *usageView) Name() string { return "usage" }
 
