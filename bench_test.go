@@ -284,11 +284,16 @@ func BenchmarkRegisterLazy(b *testing.B) {
 // registerMany registers n shards lazily, keeping many requests in flight.
 func registerMany(tb testing.TB, s *DAGStore, n int, mnt func(key string) mount.Mount) {
 	tb.Helper()
+	registerManyAs(tb, s, "shard", n, mnt)
+}
+
+func registerManyAs(tb testing.TB, s *DAGStore, kind string, n int, mnt func(key string) mount.Mount) {
+	tb.Helper()
 	ctx := context.Background()
 	out := make(chan ShardResult, 4096)
 	go func() {
 		for i := range n {
-			k := fmt.Sprintf("baga6ea4seaqshard%040d", i)
+			k := fmt.Sprintf("baga6ea4seaq%s%040d", kind, i)
 			if err := s.RegisterShard(ctx, shard.KeyFromString(k), mnt(k), out, RegisterOpts{LazyInitialization: true}); err != nil {
 				tb.Error(err)
 			}
