@@ -133,10 +133,12 @@ func writeSteadily(dir string, rate int) error {
 	return nil // which ends the process, as a kill would
 }
 
-// lagView notes how old events are when it sees them.
+// lagView notes how old events are when it sees them, of those that were decided since
+// it was told to begin.
 type lagView struct {
-	pos  atomic.Pointer[Position]
-	lags []time.Duration
+	pos   atomic.Pointer[Position]
+	since atomic.Int64
+	lags  []time.Duration
 }
 
 func (v *lagView) Name() string    { return "lag" }
@@ -150,8 +152,11 @@ func (v *lagView) Position() Position {
 
 func (v *lagView) Apply(b *journal.Batch) error {
 	now := time.Now().UnixNano()
+	since := v.since.Load()
 	for i := range b.Events {
-		v.lags = append(v.lags, time.Duration(now-b.Events[i].Time))
+		if since > 0 && b.Events[i].Time > since {
+			v.lags = append(v.lags, time.Duration(now-b.Events[i].Time))
+		}
 	}
 	end := b.End
 	v.pos.Store(&end)
@@ -174,6 +179,10 @@ func BenchmarkFollowerLag(b *testing.B) {
 		if err != nil {
 			b.Fatal(err)
 		}
+		if _, err := f.WaitFor(context.Background(), v.Name(), Latest()); err != nil {
+			b.Fatal(err)
+		}
+		v.since.Store(time.Now().UnixNano()) // it has caught up with what was there before
 		wrote, _ := p.hear(b)
 		if _, err := fmt.Sscanf(wrote, "wrote %d", &events); err != nil {
 			b.Fatalf("%q: %v", wrote, err)
