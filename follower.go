@@ -41,6 +41,8 @@ const (
 // mount.ErrTransientNotFound.
 type Follower struct{ *DAGStore }
 
+var _ Interface = (*Follower)(nil)
+
 // OpenFollower opens the store in dir as a follower. The options are those of [Open]:
 // the mounts must be the writer's, and views are the follower's own. ctx bounds the
 // opening only. A directory without a journal is an error that wraps fs.ErrNotExist.

@@ -215,6 +215,9 @@ type ShardPage struct {
 	Shards []ShardSummary
 	// Next is the cursor of the next page, or empty after the last.
 	Next string
+	// Freshness says which state of the catalogue the page shows. What is volatile
+	// about a shard, such as its being in use, is of the moment.
+	Freshness Freshness
 }
 
 // ErrBadCursor is returned by ListShards for a cursor that no page gave.
@@ -225,7 +228,7 @@ const cursorMark = "1:"
 // ListShards returns a page of shards, in an order that stays the same while shards
 // come and go: a shard that is there all the time is listed once.
 func (d *DAGStore) ListShards(opts ListOptions) (ShardPage, error) {
-	if err := d.check(); err != nil {
+	if err := d.fresher(); err != nil {
 		return ShardPage{}, err
 	}
 	from := ""
@@ -240,8 +243,12 @@ func (d *DAGStore) ListShards(opts ListOptions) (ShardPage, error) {
 	if limit <= 0 {
 		limit = 1000
 	}
-	var page ShardPage
-	d.eachShard(d.cat.Snapshot(), from, func(rec *projection.Record, i ShardInfo) bool {
+	snap, fresh, err := d.views.SnapshotFor(d.ctx, Any())
+	if err != nil {
+		return ShardPage{}, ended(err)
+	}
+	page := ShardPage{Freshness: d.overlay(fresh)}
+	d.eachShard(snap, from, func(rec *projection.Record, i ShardInfo) bool {
 		key := rec.Key().String()
 		if !strings.HasPrefix(key, opts.Prefix) || len(opts.States) > 0 && !slices.Contains(opts.States, i.ShardState) {
 			return true
