@@ -101,6 +101,7 @@ func TestSimRepeats(t *testing.T) {
 type simStats struct {
 	ops, answers, accessors, reads, crashes, kills, reopens, failedOpens             int
 	diskFaults, mountFaults, checks, gates, available, destroyed, recovered, drained int
+	checkpoints, compactions, restored                                               int
 }
 
 func (s *simStats) add(o *simStats) {
@@ -120,6 +121,9 @@ func (s *simStats) add(o *simStats) {
 	s.destroyed += o.destroyed
 	s.recovered += o.recovered
 	s.drained += o.drained
+	s.checkpoints += o.checkpoints
+	s.compactions += o.compactions
+	s.restored += o.restored
 }
 
 // runSim runs one seed and returns its trace.
@@ -251,6 +255,7 @@ func (s *simulator) open(opts openFaults) error {
 	d, err := Open(s.t.Context(), simRoot, withFS(s.disk), WithConfig(registry),
 		WithMount("sim", &simMount{w: s.w}), WithMount("stream", &streamMount{simMount{w: s.w, stream: true}}),
 		WithCheckpoints(projection.CheckpointPolicy{Events: 1 + s.seed%11}),
+		WithRetention(projection.Retention{Bytes: 1 - int64(s.seed%3/2)*2}), // two in three compact
 		WithJournalOptions(journal.FileOptions{SegmentSize: 1024 << (s.seed % 4), Preallocate: -1 + int64(s.seed%2)*4097}))
 	s.hooks.opened()
 	if err != nil {
@@ -326,6 +331,12 @@ func (s *simulator) openAllGates() {
 func (s *simulator) closeStore() error {
 	done := make(chan error, 1)
 	d := s.d
+	views := d.Health()
+	s.stats.checkpoints += int(views.Checkpoints.Checkpoints)
+	s.stats.compactions += int(views.Checkpoints.Compactions)
+	if views.Recovery.Checkpoint.Seq > 0 {
+		s.stats.restored++
+	}
 	go func() { done <- d.Close() }()
 	s.settle()
 	patience := time.Now() // for the disk
