@@ -270,8 +270,8 @@ func TestReaderForeign(t *testing.T) {
 		if !c.head {
 			_ = next.Remove(filepath.Join(dir, "HEAD")) // if there is one
 		}
-		// What was there only until now, and what nobody can tell from it, are fine to
-		// begin with again.
+		// Equal events are an equal position, which Reload may begin with again; of an
+		// empty directory it says that there is no journal.
 		reloads := name == "nothing" || name == "other segments, same events"
 		t.Run(name, func(t *testing.T) { checkExchanged(t, own, next, c.want, reloads) })
 	}
