@@ -59,6 +59,7 @@ var (
 	_ projection.Rebuilder = (*topLevel)(nil)
 	_ projection.Seeded    = (*topLevel)(nil)
 	_ projection.Successor = (*topLevel)(nil)
+	_ projection.Selective = (*topLevel)(nil)
 )
 
 func newTopLevel(d *DAGStore, given index.Inverted) *topLevel {
@@ -117,6 +118,11 @@ func (t *topLevel) Seed(ctx context.Context, s *projection.Snapshot) error {
 	pos := s.Position()
 	t.pos.Store(&pos)
 	return nil
+}
+
+// Concerns implements [projection.Selective].
+func (t *topLevel) Concerns(e *shard.Event) bool {
+	return e.Kind == shard.EventIndexed || e.Kind == shard.EventDestroyed
 }
 
 // Apply implements [projection.View]. Applying a batch again comes to the same.

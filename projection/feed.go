@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/dagstore/dagstore/internal/planted"
@@ -82,6 +83,37 @@ func (r *Runner) spawnFeeds(vs []*view) {
 	for _, v := range vs {
 		r.spawn(func() { r.feed(v) })
 	}
+}
+
+// pass shows v, which the caller took, a batch of events that do not concern it, if
+// that is all it lacks. Otherwise it returns false, and v is still to be fed.
+func (r *Runner) pass(v *view, b *journal.Batch) bool {
+	s, ok := v.inUse().(Selective)
+	if !ok || concerns(s, b.Events) || !v.apply.TryLock() {
+		return false
+	}
+	next := b.End.Seq - uint64(len(b.Events))
+	ready, gen := v.admitted && !v.spoiled && v.shown.Load().pos.Seq == next, v.gen
+	v.apply.Unlock()
+	if !ready {
+		return false
+	}
+	frozen, err := r.show(v, gen, b)
+	if errors.Is(err, errSwapped) {
+		return false
+	}
+	r.spawnSave(frozen)
+	return !r.fed(v, err)
+}
+
+// concerns says whether any of the events may mean something to s.
+func concerns(s Selective, events []shard.Event) bool {
+	some := true
+	err := safely("Concerns", func() error {
+		some = slices.ContainsFunc(events, func(e shard.Event) bool { return s.Concerns(&e) })
+		return nil
+	})
+	return some || err != nil
 }
 
 // feed shows v what it lacks until it lacks nothing, cannot go on, or the runner is

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -332,7 +333,7 @@ func (r *Runner) Commit(b *journal.Batch) error {
 		}
 	}
 	r.mu.Unlock()
-	r.spawnFeeds(feeds)
+	r.spawnFeeds(slices.DeleteFunc(feeds, func(v *view) bool { return r.pass(v, b) }))
 	r.spawnSave(frozen)
 	return err
 }

@@ -11,7 +11,7 @@ import (
 // batches that follow each other without a gap. Position may be called by any.
 //
 // What else a view can do it says by implementing [Publisher], [Saver], [Based],
-// [Rebuilder], [Successor] or [Lacker].
+// [Rebuilder], [Successor], [Seeded], [Selective] or [Lacker].
 type View interface {
 	// Name tells the view from others: 1 to 64 of a-z, 0-9 and '-'.
 	Name() string
@@ -96,4 +96,13 @@ type Seeded interface {
 	// Seed fills an empty view from s, whose position becomes the view's. After an
 	// error the view is not used any more. ctx is the runner's.
 	Seed(ctx context.Context, s *Snapshot) error
+}
+
+// Selective is a view that many events mean nothing to. A batch of such events only
+// moves its position, which is then done by the goroutine that commits, at once.
+type Selective interface {
+	View
+	// Concerns says whether Apply does more for an event than to pass it. It must be
+	// quick, and may be called beside Apply.
+	Concerns(e *shard.Event) bool
 }
