@@ -34,6 +34,8 @@ type CIDExplanation struct {
 	// the best first. Of very many some are left out, and Total is how many there are.
 	Shards []ShardChoice `json:"shards"`
 	Total  int           `json:"total"`
+	// AsOf is how fresh the top-level index is; Seq is AsOf.Applied.Seq.
+	AsOf Freshness `json:"-"`
 }
 
 // ShardChoice is one shard of the answer.
@@ -53,17 +55,24 @@ type ShardChoice struct {
 // would best be served from, and why the others are not it. A block that no shard
 // holds is not an error: the answer has no shards, as of its sequence number.
 func (d *DAGStore) ExplainCID(ctx context.Context, c cid.Cid) (CIDExplanation, error) {
+	return d.ExplainCIDFor(ctx, c, Latest())
+}
+
+// ExplainCIDFor is ExplainCID of a top-level index that is as fresh as asked for: of one
+// that is stalled, [Any] gets what it still shows.
+func (d *DAGStore) ExplainCIDFor(ctx context.Context, c cid.Cid, fresh Consistency) (CIDExplanation, error) {
 	if err := d.fresher(); err != nil {
 		return CIDExplanation{}, err
 	}
 	if !c.Defined() {
 		return CIDExplanation{}, fmt.Errorf("explain: %w", errUndefinedCID)
 	}
-	v, f, err := d.views.Read(ctx, TopLevelView, Latest())
+	v, f, err := d.views.Read(ctx, TopLevelView, fresh)
 	if err != nil {
-		return CIDExplanation{}, fmt.Errorf("explain %s: %w", c, ended(err))
+		return CIDExplanation{}, fmt.Errorf("explain %s: %w", c, d.told(err))
 	}
-	x := CIDExplanation{CID: c.String(), Multihash: c.Hash().B58String(), Shards: []ShardChoice{}, Seq: f.Applied.Seq}
+	f = d.overlay(f)
+	x := CIDExplanation{CID: c.String(), Multihash: c.Hash().B58String(), Shards: []ShardChoice{}, Seq: f.Applied.Seq, AsOf: f}
 	keys, err := holding(ctx, v.(*topLevel).index, c.Hash())
 	if err != nil {
 		return CIDExplanation{}, err

@@ -88,6 +88,28 @@ func (h Health) Ready() bool {
 	return false
 }
 
+// Reason says why the store is not ready, or, if it is, what keeps it from being all
+// right. It is empty for [HealthReady].
+func (h Health) Reason() string {
+	switch {
+	case h.Cause != nil:
+		return h.Cause.Error()
+	case h.State == HealthStarting:
+		return "not started yet, or recovering its state"
+	case h.State == HealthRebuilding:
+		return "a view is being made anew; the former is served meanwhile"
+	case h.State == HealthCatchingUp:
+		var worst Freshness
+		for _, f := range h.Views {
+			if healthOf(f) == HealthCatchingUp && (worst.View == "" || f.LagFor > worst.LagFor) {
+				worst = f
+			}
+		}
+		return fmt.Sprintf("view %q is %d events behind, for %s", worst.View, worst.Lag, worst.LagFor.Round(time.Millisecond))
+	}
+	return ""
+}
+
 // readyLag is how long a view may be behind in a store that is ready.
 const readyLag = time.Second
 
@@ -184,8 +206,8 @@ func (h Health) String() string {
 	if h.Follower {
 		b.WriteString(", following")
 	}
-	if h.Cause != nil {
-		fmt.Fprintf(&b, ": %q", h.Cause.Error())
+	if why := h.Reason(); why != "" {
+		fmt.Fprintf(&b, ": %q", why)
 	}
 	b.WriteString("\n")
 	for _, f := range h.Views {
@@ -211,13 +233,13 @@ func (h Health) MarshalJSON() ([]byte, error) {
 		Since    time.Time       `json:"since"`
 		Live     bool            `json:"live"`
 		Ready    bool            `json:"ready"`
-		Cause    string          `json:"cause,omitempty"`
+		Reason   string          `json:"reason,omitempty"`
 		Head     uint64          `json:"head"`
 		Position string          `json:"position"`
 		Follower bool            `json:"follower,omitempty"`
 		ReadOnly string          `json:"readOnly,omitempty"`
 		Views    []FreshnessJSON `json:"views"`
-	}{h.State, h.Since, h.Live(), h.Ready(), text(h.Cause), h.Head.Seq, h.Head.Token(), h.Follower, text(h.ReadOnly), views})
+	}{h.State, h.Since.UTC(), h.Live(), h.Ready(), h.Reason(), h.Head.Seq, h.Head.Token(), h.Follower, text(h.ReadOnly), views})
 }
 
 // FreshnessJSON is the form in which freshness is told to programs.

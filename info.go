@@ -154,7 +154,8 @@ func (d *DAGStore) AllShardsInfo() AllShardsInfo {
 	return all
 }
 
-// eachShard visits the shards of a snapshot with what is volatile about them now.
+// eachShard visits the shards of a snapshot with what is volatile about them now, if
+// they are still as the snapshot shows them.
 func (d *DAGStore) eachShard(snap *projection.Snapshot, from string, visit func(*projection.Record, ShardInfo) bool) {
 	d.mu.RLock()
 	hot := make(map[shard.Key]ShardInfo, len(d.mu.hot))
@@ -166,11 +167,17 @@ func (d *DAGStore) eachShard(snap *projection.Snapshot, from string, visit func(
 	d.mu.RUnlock()
 	snap.From(from, func(rec *projection.Record) bool {
 		i, ok := hot[rec.Key()]
-		if !ok {
+		if !ok || !d.isNewest(rec) {
 			i = d.recordInfo(rec)
 		}
 		return visit(rec, i)
 	})
+}
+
+// isNewest says that the catalogue shows of a shard what rec does.
+func (d *DAGStore) isNewest(rec *projection.Record) bool {
+	now := d.cat.Get(rec.Key())
+	return now != nil && now.Seq() == rec.Seq()
 }
 
 // Stats counts the shards by state.
@@ -193,6 +200,9 @@ type ListOptions struct {
 	Limit int
 	// Cursor is where the page begins: ShardPage.Next of the page before, or empty.
 	Cursor string
+	// Snapshot is what is listed, as [DAGStore.Catalogue] returns it; nil means the
+	// newest. Whether a shard is being served is only known of what is still so.
+	Snapshot *projection.Snapshot
 }
 
 // ShardSummary describes one shard of a list.
@@ -247,7 +257,12 @@ func (d *DAGStore) ListShards(opts ListOptions) (ShardPage, error) {
 	if err != nil {
 		return ShardPage{}, ended(err)
 	}
-	page := ShardPage{Freshness: d.overlay(fresh)}
+	fresh = d.overlay(fresh)
+	if opts.Snapshot != nil {
+		snap, fresh.Applied = opts.Snapshot, opts.Snapshot.Position()
+		fresh.Lag = fresh.Head.Seq - fresh.Applied.Seq
+	}
+	page := ShardPage{Freshness: fresh}
 	d.eachShard(snap, from, func(rec *projection.Record, i ShardInfo) bool {
 		key := rec.Key().String()
 		if !strings.HasPrefix(key, opts.Prefix) || len(opts.States) > 0 && !slices.Contains(opts.States, i.ShardState) {
@@ -262,6 +277,25 @@ func (d *DAGStore) ListShards(opts ListOptions) (ShardPage, error) {
 		return true
 	})
 	return page, nil
+}
+
+// SummaryOf describes one shard of a snapshot, as [DAGStore.Catalogue] returns it. For a
+// key that the snapshot does not hold the error wraps [ErrShardUnknown].
+func (d *DAGStore) SummaryOf(snap *projection.Snapshot, key shard.Key) (ShardSummary, error) {
+	if err := d.check(); err != nil {
+		return ShardSummary{}, err
+	}
+	rec := snap.Get(key)
+	if rec == nil {
+		return ShardSummary{}, fmt.Errorf("%s: %w", key, ErrShardUnknown)
+	}
+	d.mu.RLock()
+	lv := d.hotLocked(key)
+	d.mu.RUnlock()
+	if lv != nil && lv.pub.life.Load() != uint32(shard.None) && d.isNewest(rec) {
+		return summary(rec, lv.info()), nil
+	}
+	return summary(rec, d.recordInfo(rec)), nil
 }
 
 func summary(rec *projection.Record, i ShardInfo) ShardSummary {

@@ -210,6 +210,7 @@ func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency
 		return nil, Freshness{}, err
 	}
 	v, f, err := d.views.Read(ctx, TopLevelView, c)
+	f = d.overlay(f)
 	if err != nil {
 		return nil, f, fmt.Errorf("find shards: %w", d.told(err))
 	}
