@@ -129,8 +129,8 @@ type Config struct {
 	IdleHandles int
 	// IdleTimeout is how long they are; 0 means one second.
 	IdleTimeout time.Duration
-	// CloseTimeout bounds how long Close waits for mounts that ignore their context.
-	// 0 means two seconds.
+	// CloseTimeout bounds how long Close waits for mounts that ignore their context and
+	// for views that do not return. 0 means two seconds.
 	CloseTimeout time.Duration
 	// Views are folds of the journal that the store feeds and checkpoints besides its
 	// own. See package projection.
@@ -386,7 +386,8 @@ func (d *DAGStore) check() error {
 
 // Close answers everything that is pending with [ErrClosed], ends all work, closes
 // open accessors and releases everything. It waits for a mount that ignores its
-// context no longer than Config.CloseTimeout. A second Close waits for the first.
+// context, and for a view that does not return, no longer than Config.CloseTimeout. A
+// second Close waits for the first.
 func (d *DAGStore) Close() error {
 	switch {
 	case d.phase.CompareAndSwap(phaseNew, phaseClosing):
@@ -406,8 +407,13 @@ func (d *DAGStore) Close() error {
 	}
 	d.loop.shutdown()
 	d.tail.stop()
-	err := d.views.Close()
-	d.waitForJobs()
+	began := time.Now()
+	err := d.views.CloseWithin(d.cfg.CloseTimeout)
+	if errors.Is(err, projection.ErrHangs) {
+		d.log.Warn("close: a view does not return; its goroutine is left behind", "waited", d.cfg.CloseTimeout)
+		err = nil
+	}
+	d.waitForJobs(d.cfg.CloseTimeout - time.Since(began))
 	d.courier.close()
 	d.traces.close()
 	d.fails.close()
@@ -416,19 +422,19 @@ func (d *DAGStore) Close() error {
 	return err
 }
 
-// waitForJobs waits for running jobs, bounded by the configured time.
-func (d *DAGStore) waitForJobs() {
+// waitForJobs waits for running jobs, for limit at most.
+func (d *DAGStore) waitForJobs(limit time.Duration) {
 	d.late.Lock()
 	d.late.ended = true
 	d.late.Unlock()
 	done := make(chan struct{})
 	go func() { d.jobs.Wait(); close(done) }()
-	t := time.NewTimer(d.cfg.CloseTimeout)
+	t := time.NewTimer(limit)
 	defer t.Stop()
 	select {
 	case <-done:
 	case <-t.C:
-		d.log.Warn("close: a mount ignores its context; its goroutine is left behind", "waited", d.cfg.CloseTimeout)
+		d.log.Warn("close: a mount or a view does not return; its goroutine is left behind", "waited", d.cfg.CloseTimeout)
 	}
 	d.mu.Lock()   // whoever began a write has done so, and nobody begins another
 	d.mu.Unlock() //lint:ignore SA2001 passing through is what waits for them

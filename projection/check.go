@@ -3,7 +3,9 @@ package projection
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"slices"
 	"time"
 
@@ -128,6 +130,9 @@ func (r *Runner) checkFiles(ctx context.Context, rep *CheckReport) {
 			}
 			k := CheckedCheckpoint{File: f.name, View: v.name}
 			k.Position, k.Err = r.checkFile(f.name, v)
+			if errors.Is(k.Err, fs.ErrNotExist) {
+				continue // a newer one has taken its place meanwhile
+			}
 			rep.Checkpoints = append(rep.Checkpoints, k)
 		}
 	}
@@ -157,6 +162,10 @@ func (r *Runner) checkCheckpoint(ctx context.Context, k *CheckedCheckpoint, repl
 	_, k.Err = r.restore(ctx, k.File, r.first, cat)
 	if ctx.Err() != nil {
 		return context.Cause(ctx)
+	}
+	if errors.Is(k.Err, fs.ErrNotExist) {
+		k.Err = nil // a newer one has taken its place meanwhile
+		return nil
 	}
 	if k.Err == nil && cat.Snapshot().Digest() != replayed.Snapshot().Digest() {
 		k.Err = fmt.Errorf("what it holds is not what the journal comes to at %v", k.Position)

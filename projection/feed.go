@@ -129,9 +129,28 @@ func (r *Runner) feed(v *view) {
 		err := r.feedOnce(v)
 		if !r.fed(v, err) {
 			ended = true
+			r.renew(v, err)
 			return
 		}
 	}
+}
+
+// renew has a view made anew that would need history which was compacted away, if it
+// can begin with what that came to. In a process that follows another's journal it may
+// be overtaken although the catalogue was not.
+func (r *Runner) renew(v *view, err error) {
+	w := v.inUse()
+	_, again := w.(Rebuilder)
+	_, based := w.(Based)
+	_, seeded := w.(Seeded)
+	if !errors.Is(err, journal.ErrCompacted) || !again || !based && !seeded {
+		return
+	}
+	r.spawn(func() {
+		if err := r.Rebuild(r.ctx, v.name); err != nil && !errors.Is(err, ErrRebuilding) && r.ctx.Err() == nil {
+			r.log.Error("a view cannot go on behind a compaction", "view", v.name, "err", err)
+		}
+	})
 }
 
 // feedOnce shows v what is committed.
@@ -225,7 +244,9 @@ func (r *Runner) Retry(name string) {
 // begin returns where the feeding of v begins, after its position was found to be
 // the journal's and, if it shows nothing, the base was applied.
 func (r *Runner) begin(v *view) (from journal.Position, gen int, err error) {
-	v.apply.Lock()
+	if err := v.apply.lockFor(r.ctx); err != nil {
+		return from, 0, err
+	}
 	defer v.apply.Unlock()
 	if v.spoiled {
 		fresh, err := freshOf(v)
@@ -295,7 +316,9 @@ func (r *Runner) publishLocked(v *view, pos journal.Position) error {
 
 // show applies and publishes one batch. What it returns is to be saved.
 func (r *Runner) show(v *view, gen int, b *journal.Batch) (*frozenState, error) {
-	v.apply.Lock()
+	if err := v.apply.lockFor(r.ctx); err != nil {
+		return nil, err
+	}
 	defer v.apply.Unlock()
 	if v.gen != gen {
 		return nil, errSwapped

@@ -76,6 +76,9 @@ var (
 	ErrUnknownView = errors.New("no such view")
 	// ErrEnded is returned to those who wait when the runner is closed.
 	ErrEnded = errors.New("views ended")
+	// ErrHangs is returned when the runner is closed and the code of a view does not
+	// return: its goroutine is left behind.
+	ErrHangs = errors.New("a view does not return")
 )
 
 // NotFreshError says that a view did not become as fresh as was asked for in time.

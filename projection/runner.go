@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -98,7 +99,8 @@ type Runner struct {
 		recent     positionRing
 		times      headTimes
 		working    int       // pieces of work under way
-		idle       sync.Cond // working has become 0
+		writing    int       // of them those that write or remove files, with no code of others in it
+		idle       sync.Cond // working or writing has become 0, or Close waits no longer
 		// historians read the journal from its beginning: it is not compacted
 		// meanwhile.
 		historians int
@@ -131,7 +133,7 @@ type view struct {
 
 	// apply serialises Apply, ApplyBase, Publish and Freeze, and guards the fields
 	// up to the empty line.
-	apply sync.Mutex
+	apply applyLock
 	cur   View
 	gen   int // counts the swaps
 	// admitted: the position was found to be the journal's.
@@ -158,6 +160,34 @@ type view struct {
 	savePlan   bool // a frozen state is on its way to its file
 	rate       catchUpRate
 	kept       []keptCheckpoint // newest first, at most two
+}
+
+// applyLock is a mutex whose owner may be the code of a view that never returns, so
+// that who waits for it may leave. It has room for one.
+type applyLock chan struct{}
+
+func (l applyLock) Lock() { l <- struct{}{} }
+
+func (l applyLock) Unlock() { <-l }
+
+// TryLock is Lock if that need not wait, and says whether it was.
+func (l applyLock) TryLock() bool {
+	select {
+	case l <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+// lockFor is Lock, unless ctx ends first. The error is the cause of that.
+func (l applyLock) lockFor(ctx context.Context) error {
+	select {
+	case l <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }
 
 // shown is what readers of a view get, and the position that belongs to it.
@@ -201,7 +231,7 @@ func NewRunner(j journal.Journal, cat *Catalogue, opts Options) *Runner {
 }
 
 func newView(name string, cur View) *view {
-	v := &view{name: name, version: cur.Version(), saving: make(chan struct{}, 1)}
+	v := &view{name: name, version: cur.Version(), apply: make(applyLock, 1), saving: make(chan struct{}, 1)}
 	v.use(cur)
 	return v
 }
@@ -453,10 +483,22 @@ func (r *Runner) spawn(work func()) {
 	}
 }
 
-// Close ends all waits with [ErrEnded], stops what is under way and waits for its
-// end. The views stay as they are. Idempotent. No view may call it.
-func (r *Runner) Close() error {
+// Close is CloseWithin without a bound.
+func (r *Runner) Close() error { return r.CloseWithin(math.MaxInt64) }
+
+// CloseWithin ends all waits with [ErrEnded], stops what is under way and waits for its
+// end: for d at most where a view does not return, and then the error is ErrHangs. What
+// is being written of the catalogue's checkpoints is waited for in any case. The views
+// stay as they are. Idempotent. No view may call it.
+func (r *Runner) CloseWithin(d time.Duration) error {
 	r.end(ErrEnded)
+	late := false
+	defer time.AfterFunc(d, func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		late = true
+		r.mu.idle.Broadcast()
+	}).Stop()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.mu.closed = true
@@ -466,8 +508,25 @@ func (r *Runner) Close() error {
 		}
 		v.endWaitsLocked()
 	}
-	for r.mu.working > 0 {
+	for r.mu.working > 0 && (!late || r.mu.writing > 0) {
 		r.mu.idle.Wait()
 	}
+	if r.mu.working > 0 {
+		return ErrHangs
+	}
 	return nil
+}
+
+// beginWriting says that files are written until end is called.
+func (r *Runner) beginWriting() (end func()) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.mu.writing++
+	return func() {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		if r.mu.writing--; r.mu.writing == 0 {
+			r.mu.idle.Broadcast()
+		}
+	}
 }

@@ -92,7 +92,9 @@ func (r *Runner) rebuild(ctx context.Context, v *view) error {
 			break
 		}
 	}
-	v.apply.Lock()
+	if err := v.apply.lockFor(ctx); err != nil {
+		return err
+	}
 	defer v.apply.Unlock()
 	if err := r.fill(ctx, v, fresh); err != nil {
 		return err
@@ -199,7 +201,7 @@ func (r *Runner) saveRebuilt(ctx context.Context, v *view) error {
 	r.mu.Unlock()
 	// A checkpoint that cannot be made is counted, and no reason to say that the view
 	// was not rebuilt.
-	f, err := r.freezeNow(v)
+	f, err := r.freezeNow(ctx, v)
 	switch {
 	case err != nil:
 		r.saveFailed(v, err)
@@ -248,7 +250,7 @@ func (r *Runner) Jump(ctx context.Context) error {
 	r.mu.Unlock()
 	for _, v := range lost {
 		r.spawn(func() {
-			if err := r.Rebuild(r.ctx, v.name); err != nil {
+			if err := r.Rebuild(r.ctx, v.name); err != nil && !errors.Is(err, ErrRebuilding) {
 				r.log.Error("a view cannot go on behind a compaction", "view", v.name, "err", err)
 			}
 		})

@@ -115,7 +115,9 @@ func (r *Runner) spawnSave(f *frozenState) {
 // before. v.saving is held.
 func (r *Runner) save(ctx context.Context, f *frozenState) error {
 	v := f.v
-	v.apply.Lock()
+	if err := v.apply.lockFor(ctx); err != nil {
+		return err
+	}
 	swapped := v.gen != f.gen
 	v.apply.Unlock()
 	if swapped {
@@ -145,6 +147,9 @@ func (r *Runner) save(ctx context.Context, f *frozenState) error {
 }
 
 func (r *Runner) writeCheckpoint(ctx context.Context, f *frozenState) (int64, error) {
+	if f.v.cat != nil {
+		defer r.beginWriting()()
+	}
 	save := func(emit func([]byte) error) error {
 		return safely("save", func() error { return f.save(emit) })
 	}
@@ -159,6 +164,9 @@ func (r *Runner) writeCheckpoint(ctx context.Context, f *frozenState) (int64, er
 }
 
 func (r *Runner) removeOthers(v *view, kept []keptCheckpoint) {
+	if r.ctx.Err() != nil && v.cat == nil {
+		return // too late: the next process may have its own there by now
+	}
 	var seqs []uint64
 	for _, k := range kept {
 		seqs = append(seqs, k.pos.Seq)
@@ -204,7 +212,7 @@ func (r *Runner) checkpoint(ctx context.Context, v *view) error {
 		return err
 	}
 	defer func() { <-v.saving }()
-	f, err := r.freezeNow(v)
+	f, err := r.freezeNow(ctx, v)
 	if f == nil || err != nil {
 		return err
 	}
@@ -221,8 +229,10 @@ func (v *view) lockSaving(ctx context.Context) error {
 }
 
 // freezeNow freezes v if it can be saved and shows what is in no checkpoint yet.
-func (r *Runner) freezeNow(v *view) (*frozenState, error) {
-	v.apply.Lock()
+func (r *Runner) freezeNow(ctx context.Context, v *view) (*frozenState, error) {
+	if err := v.apply.lockFor(ctx); err != nil {
+		return nil, err
+	}
 	defer v.apply.Unlock()
 	at := v.applied()
 	r.mu.Lock()

@@ -128,6 +128,11 @@ func TestPages(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
+	for _, view := range []string{dagstore.CatalogueView, dagstore.TopLevelView} {
+		if _, err := f.WaitFor(context.Background(), view, dagstore.AtLeast(res.Position)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	for name, s := range map[string]*dagstore.DAGStore{"store": d, "follower": f.DAGStore} {
 		h := status.Handler(s, status.WithLogger(quiet))
 		at := []string{"Dagstore-Consistency", "at-least=" + res.Position.Token()}
