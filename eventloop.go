@@ -84,7 +84,10 @@ type eventLoop struct {
 
 	// spawn runs asynchronous work; the simulator replaces it.
 	spawn func(func())
-	clock func() int64
+	// cancels wraps the cancelling of a job; the simulator lets a job that was
+	// cancelled come to its end before the next is.
+	cancels func(context.CancelFunc) context.CancelFunc
+	clock   func() int64
 }
 
 // input is one thing for the loop to deal with: a request, something that happens
@@ -128,6 +131,7 @@ func newEventLoop(d *DAGStore) *eventLoop {
 		e.net.SetReadOnly(e.clock(), 0)
 	}
 	e.revive.limit, e.slow.limit = maxRevivals, defaultSlots
+	e.cancels = func(c context.CancelFunc) context.CancelFunc { return c }
 	e.spawn = func(f func()) {
 		d.jobs.Add(1)
 		go func() { defer d.jobs.Done(); f() }()

@@ -152,7 +152,7 @@ func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
 		j.transient = lv.transient
 	}
 	ctx, cancel := context.WithCancel(e.d.ctx)
-	lv.cancelJob = cancel
+	lv.cancelJob = e.cancels(cancel)
 	attempt := eff.Attempt
 	slow := s.Slow()
 	j.cancel = cancel

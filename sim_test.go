@@ -13,9 +13,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path"
+	"regexp"
 	"runtime/debug"
 	"slices"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/cryptotest"
 	"testing/synctest"
@@ -58,7 +60,7 @@ func TestSim(t *testing.T) {
 		if n == 0 {
 			n = simOpsSeed
 		}
-		runSim(t, *simSeed, n, true)
+		runSim(t, *simSeed, n, simLoud)
 		return
 	}
 	total := *simOps
@@ -72,7 +74,7 @@ func TestSim(t *testing.T) {
 	seed := *simFirst
 	var sum simStats
 	for sum.ops < total && !t.Failed() {
-		_, st := runSim(t, seed, simOpsSeed, false)
+		_, st := runSim(t, seed, simOpsSeed, 0)
 		sum.add(&st)
 		seed++
 	}
@@ -84,8 +86,8 @@ func TestSim(t *testing.T) {
 // failure could not be looked into.
 func TestSimRepeats(t *testing.T) {
 	for seed := uint64(1001); seed < 1013; seed++ {
-		a, _ := runSim(t, seed, simOpsSeed, false)
-		b, _ := runSim(t, seed, simOpsSeed, false)
+		a, _ := runSim(t, seed, simOpsSeed, simOneGC)
+		b, _ := runSim(t, seed, simOpsSeed, simOneGC)
 		for i := range min(len(a), len(b)) {
 			if a[i] != b[i] {
 				t.Fatalf("seed %d: operation %d was\n  %s\nthe first time, then\n  %s", seed, i, a[i], b[i])
@@ -126,12 +128,20 @@ func (s *simStats) add(o *simStats) {
 	s.restored += o.restored
 }
 
+// simFlags say how a seed is run.
+type simFlags uint8
+
+const (
+	simLoud  simFlags = 1 << iota // print every operation
+	simOneGC                      // one collection at a time: two that are woken together run in any order
+)
+
 // runSim runs one seed and returns its trace.
-func runSim(t *testing.T, seed uint64, ops int, loud bool) (trace []string, st simStats) {
+func runSim(t *testing.T, seed uint64, ops int, flags simFlags) (trace []string, st simStats) {
 	synctest.Test(t, func(t *testing.T) {
 		cryptotest.SetGlobalRandom(t, seed)
 		s := newSimulator(t, seed)
-		s.loud = loud
+		s.loud, s.oneGC = flags&simLoud != 0, flags&simOneGC != 0
 		defer func() {
 			if p := recover(); p != nil {
 				s.report(fmt.Sprintf("panic: %v\n%s", p, debug.Stack()))
@@ -140,7 +150,7 @@ func runSim(t *testing.T, seed uint64, ops int, loud bool) (trace []string, st s
 		}()
 		s.run(ops)
 		trace, st = s.trace, s.stats
-		st.diskFaults = s.hooks.injected
+		st.diskFaults = int(s.hooks.injected.Load())
 	})
 	return trace, st
 }
@@ -151,6 +161,7 @@ type simulator struct {
 	seed  uint64
 	rng   *rand.Rand
 	loud  bool
+	oneGC bool
 	trace []string
 	stats simStats
 
@@ -186,9 +197,12 @@ func (s *simulator) simOptions() []fsio.SimOption {
 	return append(o, fsio.TraceLimit(0))
 }
 
+// goroutineNumber is in the messages of panics, and is another in every run.
+var goroutineNumber = regexp.MustCompile(`goroutine \d+`)
+
 // logf records one operation.
 func (s *simulator) logf(format string, args ...any) {
-	line := fmt.Sprintf(format, args...)
+	line := goroutineNumber.ReplaceAllString(fmt.Sprintf(format, args...), "goroutine")
 	s.trace = append(s.trace, line)
 	if s.loud {
 		fmt.Printf("%5d %s\n", len(s.trace), line)
@@ -270,6 +284,14 @@ func (s *simulator) open(opts openFaults) error {
 // drive takes over a store's event loop.
 func (s *simulator) drive(e *eventLoop) {
 	s.hooks.opened()
+	e.cancels = func(cancel context.CancelFunc) context.CancelFunc {
+		return func() {
+			s.hooks.main(false)
+			cancel()
+			s.settle()
+			s.hooks.main(true)
+		}
+	}
 	e.spawn = func(f func()) {
 		e.d.jobs.Add(1)
 		s.jobs = append(s.jobs, func() { defer e.d.jobs.Done(); f() })
@@ -410,8 +432,8 @@ type simHooks struct {
 	mu       chanMutex
 	n        int  // operations of this opening
 	died     bool // power was lost in an operation
-	injected int
-	journal  int // faults of the journal in this process
+	injected atomic.Int64
+	journal  atomic.Int64 // faults of the journal in this process
 	blame    func(name string, f fsio.Fault)
 }
 
@@ -468,7 +490,8 @@ func (h *simHooks) off() {
 
 func (h *simHooks) opening(o openFaults) {
 	h.mu.lock()
-	h.phase, h.open, h.n, h.died, h.journal = phaseOpens, o, 0, false, 0
+	h.phase, h.open, h.n, h.died = phaseOpens, o, 0, false
+	h.journal.Store(0)
 	h.epoch++
 	clear(h.count)
 	h.mu.unlock()
@@ -582,9 +605,9 @@ func (h *simHooks) inject(op fsio.Op, f fsio.Fault) fsio.Fault {
 		h.died = true
 		return f
 	}
-	h.injected++
+	h.injected.Add(1)
 	if strings.HasPrefix(op.Name, simRoot+"/journal") {
-		h.journal++
+		h.journal.Add(1)
 	}
 	h.blame(op.Name, f)
 	return f

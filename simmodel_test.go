@@ -345,7 +345,7 @@ func (m *simModel) hold(r *simReq, acc *ShardAccessor) {
 // refused asks whether an error was justified.
 func (m *simModel) refused(r *simReq, err error) {
 	s := m.s
-	journalFault := s.e.failed != nil || s.hooks.journal > 0
+	journalFault := s.e.failed != nil || s.hooks.journal.Load() > 0
 	switch {
 	case m.closing && errors.Is(err, ErrClosed):
 	case errors.Is(err, ErrClosed):
@@ -499,7 +499,7 @@ func (m *simModel) agrees(lv *live, rec *projection.Record) {
 	ok := now == life || now == shard.Initialising && life == shard.Registered ||
 		now == shard.Errored && life == shard.Recovering && m.s.e.net.ReadOnly ||
 		// A refused change: the journal goes on, and the recovery may be asked for again.
-		now == shard.Errored && life == shard.Recovering && m.s.hooks.journal > 0
+		now == shard.Errored && life == shard.Recovering && m.s.hooks.journal.Load() > 0
 	if !ok {
 		m.s.failf("G3, I4: %q is %s to the loop and %s in the catalogue", lv.key, now, life)
 	}
@@ -687,7 +687,7 @@ func (m *simModel) checkFiles(after string, started bool) {
 		// What a fault kept from being removed is removed at the next start.
 		k, _ := m.keyOf(name)
 		if hurt := m.tainted[k] || m.journalHurt && strings.HasPrefix(name, "journal/") ||
-			s.hooks.injected > 0 && strings.HasPrefix(name, "checkpoints/"); started || !hurt {
+			s.hooks.injected.Load() > 0 && strings.HasPrefix(name, "checkpoints/"); started || !hurt {
 			s.failf("C5, after %s: %s is left behind", after, name)
 		}
 	}

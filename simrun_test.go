@@ -325,6 +325,9 @@ func (s *simulator) actReceive() bool {
 
 // actGC collects beside everything else; some collections are cancelled.
 func (s *simulator) actGC() bool {
+	if s.oneGC && slices.ContainsFunc(s.model.reqs, func(r *simReq) bool { return r.kind == fsm.Reclaim && !r.answered }) {
+		return false
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &simReq{kind: fsm.Reclaim, ctx: ctx, cancel: cancel, out: make(chan ShardResult, 1), began: s.stats.ops}
 	s.model.nextReq++
@@ -599,9 +602,9 @@ func (s *simulator) reopen(r *replayed, after string) {
 				f.fault = fsio.Faults()[s.rng.IntN(3)]
 			}
 		}
-		injected := s.hooks.injected
+		injected := s.hooks.injected.Load()
 		err := s.open(f)
-		faulty := s.hooks.injected > injected
+		faulty := s.hooks.injected.Load() > injected
 		s.model.tolerant = faulty
 		if s.hooks.dead() {
 			shown := journal.Position{}

@@ -32,9 +32,9 @@ const TopLevelView = "top-level"
 type topLevel struct {
 	d     *DAGStore
 	index index.Inverted
-	mine  bool          // in memory: empty at the start of the process
-	again bool          // made to fill a given index anew
-	mu    chan struct{} // holds a token while one shard changes: an index of others may take long
+	mine  bool // in memory: empty at the start of the process
+	again bool // made to fill a given index anew
+	keys  keyLocks
 
 	pos atomic.Pointer[journal.Position]
 
@@ -63,7 +63,7 @@ var (
 )
 
 func newTopLevel(d *DAGStore, given index.Inverted) *topLevel {
-	t := &topLevel{d: d, index: given, mu: make(chan struct{}, 1)}
+	t := &topLevel{d: d, index: given}
 	if given == nil {
 		t.index, t.mine = index.NewMemoryInverted(), true
 	}
@@ -233,8 +233,7 @@ func (t *topLevel) retry(rec *projection.Record) {
 
 // addRecorded adds a shard. unread says why its index could not be read.
 func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) (unread, err error) {
-	t.mu <- struct{}{}
-	defer func() { <-t.mu }()
+	defer t.keys.lock(rec.Key())()
 	if now := t.d.cat.Get(rec.Key()); now == nil || now.Gen() != rec.Gen() || now.Life() != shard.Available {
 		return nil, nil // whoever changed it takes care of its entries
 	}
@@ -274,8 +273,7 @@ func (w *watchedIterator) ForEach(visit func(mh.Multihash) error) error {
 
 // add records what a shard holds, in place of what it held before.
 func (t *topLevel) add(ctx context.Context, j *job, it index.MultihashIterator) error {
-	t.mu <- struct{}{}
-	defer func() { <-t.mu }()
+	defer t.keys.lock(j.key)()
 	if now := t.d.cat.Get(j.key); now == nil || now.Gen() != j.gen {
 		return ErrShardUnknown // destroyed meanwhile; the entries may be another life's by now
 	}
@@ -311,8 +309,7 @@ func (t *topLevel) left(key shard.Key) bool {
 
 // sweep removes the entries of a life that is over, unless the next one did.
 func (t *topLevel) sweep(ctx context.Context, key shard.Key) error {
-	t.mu <- struct{}{}
-	defer func() { <-t.mu }()
+	defer t.keys.lock(key)()
 	if !t.left(key) {
 		return nil
 	}
@@ -322,8 +319,7 @@ func (t *topLevel) sweep(ctx context.Context, key shard.Key) error {
 // forget removes the entries of a life that is over, unless a job has put those of the
 // next in their place.
 func (t *topLevel) forget(ctx context.Context, e *shard.Event) error {
-	t.mu <- struct{}{}
-	defer func() { <-t.mu }()
+	defer t.keys.lock(e.Key)()
 	t.wasAdded(e.Gen)
 	if now := t.d.cat.Get(e.Key); now != nil && t.isAdded(now.Gen()) {
 		return nil
@@ -349,4 +345,40 @@ func (t *topLevel) removeLocked(ctx context.Context, key shard.Key) error {
 		t.leave(key)
 	}
 	return err
+}
+
+// keyLocks lets one at a time change the entries of a shard. Those of different shards
+// are disjoint, and an index of others may take long over one.
+type keyLocks struct {
+	mu   sync.Mutex
+	held map[shard.Key]*keyLock
+}
+
+type keyLock struct {
+	token chan struct{} // full while somebody holds the lock
+	users int           // who hold it or wait
+}
+
+// lock waits for the key's lock, and returns what gives it back.
+func (l *keyLocks) lock(key shard.Key) (unlock func()) {
+	l.mu.Lock()
+	k := l.held[key]
+	if k == nil {
+		if l.held == nil {
+			l.held = make(map[shard.Key]*keyLock)
+		}
+		k = &keyLock{token: make(chan struct{}, 1)}
+		l.held[key] = k
+	}
+	k.users++
+	l.mu.Unlock()
+	k.token <- struct{}{}
+	return func() {
+		<-k.token
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		if k.users--; k.users == 0 {
+			delete(l.held, key)
+		}
+	}
 }
