@@ -15,6 +15,7 @@ import (
 	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/index/toplevel"
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/mount"
@@ -80,9 +81,15 @@ type Config struct {
 	// IndexRepo keeps the shard indices; nil keeps them in memory. One that is not
 	// an index.LifeRepo keeps one index per key.
 	IndexRepo index.FullIndexRepo
-	// TopLevelIndex maps multihashes to shards; nil keeps it in memory and rebuilds
-	// it from the shard indices at Start.
+	// TopLevelIndex maps multihashes to shards in an index of your own; nil: the store's.
 	TopLevelIndex index.Inverted
+	// TopLevelDir is the directory of the store's own top-level index, which nothing
+	// else uses. Empty keeps it in memory, at some 18 bytes a block, and makes it anew
+	// from the shard indices at Start.
+	TopLevelDir string
+	// TopLevel are the options of the store's own top-level index. Spawn and Logger are
+	// the store's.
+	TopLevel toplevel.Options
 	// Datastore holds the journal if Journal is nil. It must keep any bytes under any
 	// key: one that is a table of shard records belongs into ShardRepo. If Datastore
 	// and ShardRepo are nil too, state is in memory and does not survive the process.
@@ -269,7 +276,6 @@ func newStore(cfg Config, t *tail) (*DAGStore, error) {
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.mu.hot = make(map[shard.Key]*live)
 	d.mu.registering = make(map[shard.Key]*registration)
-	d.top.Store(newTopLevel(d, cfg.TopLevelIndex))
 	if d.TopLevelIndex = cfg.TopLevelIndex; d.TopLevelIndex == nil {
 		d.TopLevelIndex = currentIndex{d}
 	}
@@ -277,6 +283,9 @@ func newStore(cfg Config, t *tail) (*DAGStore, error) {
 	d.traces = newBridge(cfg.TraceCh)
 	d.fails = newBridge(cfg.FailureCh)
 	d.loop = newEventLoop(d)
+	if cfg.TopLevelIndex != nil {
+		d.top.Store(newTopLevel(d, newGivenEntries(cfg.TopLevelIndex)))
+	}
 	return d, nil
 }
 
@@ -354,6 +363,15 @@ func (d *DAGStore) recoverViews(ctx context.Context) error {
 		Policy: d.cfg.Checkpoints, Retention: d.cfg.Retention, Logger: d.log,
 		Spawn: func(f func()) { d.loop.spawn(f) },
 	})
+	if d.top.Load() == nil {
+		entries, err := d.openRuns()
+		if err != nil {
+			return fmt.Errorf("dagstore: %w", err)
+		}
+		t := newTopLevel(d, entries)
+		entries.serve(t)
+		d.top.Store(t)
+	}
 	for _, v := range append([]projection.View{d.top.Load()}, d.cfg.Views...) {
 		if err := d.views.Add(v); err != nil {
 			return fmt.Errorf("dagstore: %w", err)
@@ -362,6 +380,9 @@ func (d *DAGStore) recoverViews(ctx context.Context) error {
 	rec, err := d.views.Recover(ctx)
 	if err != nil {
 		return fmt.Errorf("dagstore: replay: %w", err)
+	}
+	if r, ok := d.top.Load().entries.(*runEntries); ok {
+		r.x.Start() // only now does the catalogue say what is alive
 	}
 	for _, c := range rec.Ignored {
 		d.log.Warn("start: a checkpoint is not used", "file", c.File, "why", c.Why)
@@ -412,6 +433,9 @@ func (d *DAGStore) Close() error {
 	if errors.Is(err, projection.ErrHangs) {
 		d.log.Warn("close: a view does not return; its goroutine is left behind", "waited", d.cfg.CloseTimeout)
 		err = nil
+	}
+	if cerr := d.top.Load().entries.close(); cerr != nil {
+		d.log.Warn("close: the top-level index could not be written; the next start makes up for it", "err", cerr)
 	}
 	d.waitForJobs(d.cfg.CloseTimeout - time.Since(began))
 	d.courier.close()

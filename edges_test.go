@@ -1159,6 +1159,9 @@ func TestTempsSweptAtStart(t *testing.T) {
 	d := open(t, dir)
 	k := key("foo")
 	register(t, d, k, carV1())
+	if _, err := d.WaitFor(background, dagstore.TopLevelView, dagstore.Latest()); err != nil {
+		t.Fatal(err)
+	}
 	closeStore(t, d)
 	before := names(t, dir)
 	hash := strings.Repeat("0", 32)

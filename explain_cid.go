@@ -12,7 +12,6 @@ import (
 	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/fsm"
-	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -73,7 +72,7 @@ func (d *DAGStore) ExplainCIDFor(ctx context.Context, c cid.Cid, fresh Consisten
 	}
 	f = d.overlay(f)
 	x := CIDExplanation{CID: c.String(), Multihash: c.Hash().B58String(), Shards: []ShardChoice{}, Seq: f.Applied.Seq, AsOf: f}
-	keys, err := holding(ctx, v.(*topLevel).index, c.Hash())
+	keys, err := v.(*topLevel).holding(ctx, c.Hash())
 	if err != nil {
 		return CIDExplanation{}, err
 	}
@@ -109,12 +108,18 @@ func (s *ShardChoice) rank() (r int) {
 	return r
 }
 
-// holding asks the top-level index, which knows of shards that are not available too.
-func holding(ctx context.Context, top index.Inverted, h mh.Multihash) ([]shard.Key, error) {
-	keys, err := top.GetShardsForMultihash(ctx, h)
-	if errors.Is(err, errNoShard) {
-		return nil, nil
-	}
+// holding returns the shards that h is found in, those that are not available too.
+func (t *topLevel) holding(ctx context.Context, h mh.Multihash) ([]shard.Key, error) {
+	var keys []shard.Key
+	err := t.entries.find(ctx, h, func(in ingest, known bool) bool {
+		if rec := t.d.cat.Get(in.key); known && (rec == nil || rec.Gen() != in.gen) {
+			return true
+		}
+		if !slices.Contains(keys, in.key) {
+			keys = append(keys, shard.KeyFromString(strings.Clone(in.key.String())))
+		}
+		return true
+	})
 	return keys, err
 }
 

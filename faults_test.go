@@ -389,7 +389,7 @@ func TestF10SweepAndNextLife(t *testing.T) {
 				t.Fatal(err)
 			}
 			<-repo.added
-		} else { // the index is busy with another shard, and the sweep waits for it
+		} else { // the index is busy with another shard, which the sweep need not wait for
 			if err := d.RegisterShard(background, top.held, carV1(), nil, dagstore.RegisterOpts{}); err != nil {
 				t.Fatal(err)
 			}
@@ -425,10 +425,11 @@ type slowInverted struct {
 	held             shard.Key
 	removing         bool
 	entered, proceed chan struct{}
+	once             atomic.Bool
 }
 
 func (v *slowInverted) wait(k shard.Key, removing bool) {
-	if k == v.held && removing == v.removing {
+	if k == v.held && removing == v.removing && !v.once.Swap(true) {
 		close(v.entered)
 		<-v.proceed
 	}
@@ -954,7 +955,7 @@ func TestF18ForeignFiles(t *testing.T) {
 		register(t, d, key("bar"), carV1())
 		closeStore(t, d)
 		var foreign []string
-		for _, sub := range []string{"copies", "index", "journal", "."} {
+		for _, sub := range []string{"copies", "index", "journal", "toplevel", "."} {
 			for _, name := range []string{"notes.txt", "x.complete", "x.partial", "transient-zzz.complete", ".hidden", "0.idx", "a.full.idx",
 				"zzzzzzzzzzzzzzzz-00000000000000000000000000000000.complete"} {
 				foreign = append(foreign, writeFile(t, filepath.Join(dir, sub, name), []byte(name)))
@@ -965,7 +966,11 @@ func TestF18ForeignFiles(t *testing.T) {
 			}
 			foreign = append(foreign, writeFile(t, filepath.Join(sub, "f"), []byte("f")))
 		}
-		before := len(names(t, dir))
+		// The top-level index adds a run for what it had not seen yet when it was closed.
+		stays := func() int {
+			return len(slices.DeleteFunc(names(t, dir), func(n string) bool { return strings.HasSuffix(n, ".run") }))
+		}
+		before := stays()
 
 		d = open(t, dir) // without that type
 		i, err := d.GetShardInfo(k)
@@ -994,7 +999,7 @@ func TestF18ForeignFiles(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		if after := len(names(t, dir)); after != before-1 {
+		if after := stays(); after != before-1 {
 			t.Errorf("%d files, want %d", after, before-1)
 		}
 	})

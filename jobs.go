@@ -72,7 +72,7 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, at durable) {
 	case fsm.NotifyFailure:
 		e.d.fails.send(ShardResult{Key: lv.key, Error: eff.Cause})
 	case fsm.Sweep:
-		e.d.top.Load().leave(lv.key)
+		e.d.top.Load().entries.leave(lv.key)
 		lv.sweep = &sweepOrder{ticket: eff.Ticket, at: at}
 		e.sweeping[eff.Ticket] = struct{}{}
 		e.endJobThenSweep(lv)
@@ -536,7 +536,7 @@ func (j *job) index(ctx context.Context) *completion {
 	if err != nil {
 		return &completion{err: err}
 	}
-	if err := j.d.top.Load().add(ctx, j, mhs); err != nil {
+	if err := j.d.top.Load().add(ctx, j, info, mhs); err != nil {
 		return &completion{err: fmt.Errorf("failed to add shard to the top-level index: %w", err)}
 	}
 	return &completion{info: info}
@@ -632,7 +632,7 @@ func (j *job) sweep() {
 		return
 	}
 	var errs []error
-	errs = append(errs, d.guarded("the top-level index", func() error { return d.top.Load().sweep(d.ctx, j.key) }))
+	errs = append(errs, d.guarded("the top-level index", func() error { return d.top.Load().entries.sweep(d.ctx, j.key) }))
 	errs = append(errs, d.guarded("the index repository", func() error { return d.indices.drop(j.key, j.gen) }))
 	errs = append(errs, mount.RemoveCopy(d.cfg.fs, d.cfg.TransientsDir, mount.CopyName(j.gen, j.key.String())))
 	if err := errors.Join(errs...); err != nil {

@@ -70,6 +70,7 @@ func withFS(fsys fsio.FS) Option {
 //	journal/      the log of shard events, and the lock that one process holds
 //	index/        shard indices
 //	copies/       local copies of shards that cannot be read in place
+//	toplevel/     the top-level index: multihash to shards
 //	checkpoints/  states of the views, which spare a start the replay up to there
 //
 // Errors wrap journal.ErrLocked if another process has the store open,
@@ -104,7 +105,7 @@ func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
 		return nil, err
 	}
 	c.Journal = j
-	for _, sub := range []string{"index", "copies", "checkpoints"} {
+	for _, sub := range []string{"index", "copies", "checkpoints", "toplevel"} {
 		if err := noLink(c.fs, filepath.Join(dir, sub)); err != nil {
 			return nil, errors.Join(err, j.Close())
 		}
@@ -121,6 +122,9 @@ func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
 	}
 	if c.CheckpointDir == "" {
 		c.CheckpointDir = filepath.Join(dir, "checkpoints")
+	}
+	if c.TopLevelDir == "" && c.TopLevelIndex == nil {
+		c.TopLevelDir = filepath.Join(dir, "toplevel")
 	}
 	d, err := NewDAGStore(c.Config)
 	if err != nil {

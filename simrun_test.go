@@ -780,7 +780,7 @@ func (s *simulator) drain() {
 	if err := checkForeign(s.disk, m.foreign); err != nil {
 		s.failf("%v", err)
 	}
-	for dir, want := range map[string][]string{"/": {"store", "store2", "user"}, simRoot: {"checkpoints", "copies", "index", "journal", "notes.txt"}} {
+	for dir, want := range map[string][]string{"/": {"store", "store2", "user"}, simRoot: {"checkpoints", "copies", "index", "journal", "notes.txt", "toplevel"}} {
 		entries, err := s.disk.ReadDir(dir)
 		if err != nil {
 			s.failf("%v", err)

@@ -2,6 +2,7 @@ package dagstore
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
@@ -30,28 +31,63 @@ const TopLevelView = "top-level"
 // that done. Where that job was not of this process, or the view is being made anew,
 // the event takes them from the shard's index.
 type topLevel struct {
-	d     *DAGStore
-	index index.Inverted
-	mine  bool // in memory: empty at the start of the process
-	again bool // made to fill a given index anew
-	keys  keyLocks
+	d       *DAGStore
+	entries shardEntries
 
 	pos atomic.Pointer[journal.Position]
 
-	// leaving holds the keys whose former life may still have entries. Whoever comes
-	// first removes them: the sweep of that life, or the next life before it adds its
-	// own. The loop takes part, so no long work is done under it.
-	leaving struct {
-		sync.Mutex
-		keys map[shard.Key]struct{}
-	}
-	// known says what jobs did ahead of their events, and what is missing.
+	// known says what jobs do ahead of their events, and what is missing.
 	known struct {
 		sync.Mutex
-		// added holds the generations whose entries are there before their event.
-		added   map[uint64]struct{}
+		// adding counts jobs that add entries of a generation.
+		adding map[uint64]int
+		// added holds, by generation, the content whose entries are there before their
+		// event.
+		added   map[uint64]contentTag
 		missing map[shard.Key]error
 	}
+}
+
+// contentTag stands for what a shard holds: a part of the digest of its index.
+type contentTag uint64
+
+func tagOf(x shard.IndexInfo) contentTag {
+	return contentTag(binary.LittleEndian.Uint64(x.Digest[:]))
+}
+
+// shardEntries is where the entries are: in runs of our own, or in an index of others.
+type shardEntries interface {
+	// whole says that the entries of all shards are taken to be there.
+	whole() bool
+	// held calls yield for what is known to be wholly there.
+	held(yield func(gen uint64, tag contentTag)) error
+	// fresh returns where they are made anew.
+	fresh() (shardEntries, error)
+	// succeed is called when they take the place of former.
+	succeed(former shardEntries, pos journal.Position) error
+	// add adds what a shard holds, in place of what it held before. current says, once
+	// what is to be done for other lives is done, whether that is still wanted.
+	add(ctx context.Context, in ingest, current func() bool, it index.MultihashIterator) error
+	// leave notes that a life of key is over. It waits for nothing.
+	leave(key shard.Key)
+	// sweep removes the entries of a life that is over, unless the next one did.
+	sweep(ctx context.Context, key shard.Key) error
+	// forget is sweep for the event that ended a life. next says whether a job has
+	// added entries of the next.
+	forget(ctx context.Context, key shard.Key, next func() bool) error
+	// find calls visit for every shard that has entries of h, until it returns false,
+	// with the life and the content that they are of if that is known.
+	find(ctx context.Context, h mh.Multihash, visit func(in ingest, known bool) bool) error
+	close() error
+}
+
+// ingest is one content of one life of a shard.
+type ingest struct {
+	key shard.Key
+	gen uint64
+	tag contentTag
+	// again: there may be entries of another content of this life.
+	again bool
 }
 
 var (
@@ -62,14 +98,11 @@ var (
 	_ projection.Selective = (*topLevel)(nil)
 )
 
-func newTopLevel(d *DAGStore, given index.Inverted) *topLevel {
-	t := &topLevel{d: d, index: given}
-	if given == nil {
-		t.index, t.mine = index.NewMemoryInverted(), true
-	}
+func newTopLevel(d *DAGStore, entries shardEntries) *topLevel {
+	t := &topLevel{d: d, entries: entries}
 	t.pos.Store(new(journal.Position))
-	t.leaving.keys = make(map[shard.Key]struct{})
-	t.known.added = make(map[uint64]struct{})
+	t.known.adding = make(map[uint64]int)
+	t.known.added = make(map[uint64]contentTag)
 	t.known.missing = make(map[shard.Key]error)
 	return t
 }
@@ -83,30 +116,46 @@ func (t *topLevel) Version() uint32 { return 1 }
 // Position implements [projection.View].
 func (t *topLevel) Position() journal.Position { return *t.pos.Load() }
 
-// Fresh implements [projection.Rebuilder]. An index in memory is made anew; one that
-// was given is filled anew, in place.
+// Fresh implements [projection.Rebuilder].
 func (t *topLevel) Fresh() (projection.View, error) {
-	if t.mine {
-		return newTopLevel(t.d, nil), nil
+	entries, err := t.entries.fresh()
+	if err != nil {
+		return nil, err
 	}
-	f := newTopLevel(t.d, t.index)
-	f.again = true
+	f := newTopLevel(t.d, entries)
+	if r, ok := entries.(*runEntries); ok {
+		r.serve(f)
+	}
 	return f, nil
 }
 
 // Succeed implements [projection.Successor].
-func (t *topLevel) Succeed(projection.View) error {
+func (t *topLevel) Succeed(former projection.View) error {
+	if err := t.entries.succeed(former.(*topLevel).entries, t.Position()); err != nil {
+		return err
+	}
 	t.d.top.Store(t)
 	return nil
 }
 
 // Seed adds every shard that is available in the catalogue's state s from its index, in
-// place of all events up to there. An index that was given is taken to hold them.
+// place of all events up to there, unless its entries are there.
 func (t *topLevel) Seed(ctx context.Context, s *projection.Snapshot) error {
-	if t.mine || t.again {
-		var err error
+	type content struct {
+		gen uint64
+		tag contentTag
+	}
+	have := make(map[content]struct{})
+	if !t.entries.whole() {
+		err := t.entries.held(func(gen uint64, tag contentTag) { have[content{gen, tag}] = struct{}{} })
+		if err != nil {
+			return err
+		}
 		s.All(func(rec *projection.Record) bool {
-			if rec.Life() == shard.Available {
+			if rec.Life() != shard.Available {
+				return true
+			}
+			if _, ok := have[content{rec.Gen(), tagOf(rec.Index())}]; !ok {
 				err = t.enter(ctx, rec)
 			}
 			return err == nil && ctx.Err() == nil
@@ -143,7 +192,7 @@ func (t *topLevel) Apply(b *journal.Batch) error {
 func (t *topLevel) apply(e *shard.Event) error {
 	switch e.Kind {
 	case shard.EventIndexed:
-		if t.wasAdded(e.Gen) {
+		if t.wasAdded(e.Gen, tagOf(e.State.Index)) {
 			return nil
 		}
 		rec := t.d.cat.Get(e.Key)
@@ -153,17 +202,30 @@ func (t *topLevel) apply(e *shard.Event) error {
 		return t.enter(t.d.ctx, rec)
 	case shard.EventDestroyed:
 		t.lacks(e.Key, nil)
-		return t.forget(t.d.ctx, e)
+		t.known.Lock()
+		delete(t.known.added, e.Gen)
+		t.known.Unlock()
+		return t.entries.forget(t.d.ctx, e.Key, func() bool {
+			now := t.d.cat.Get(e.Key)
+			return now != nil && t.isAdded(now.Gen())
+		})
 	}
 	return nil
 }
 
-// wasAdded says, once, that a job has added the entries of a generation.
-func (t *topLevel) wasAdded(gen uint64) bool {
+// wasAdded says, once, that a job has added the entries of a generation's content.
+func (t *topLevel) wasAdded(gen uint64, tag contentTag) bool {
+	t.known.Lock()
+	defer t.known.Unlock()
+	have, ok := t.known.added[gen]
+	delete(t.known.added, gen)
+	return ok && have == tag
+}
+
+func (t *topLevel) isAdded(gen uint64) bool {
 	t.known.Lock()
 	defer t.known.Unlock()
 	_, ok := t.known.added[gen]
-	delete(t.known.added, gen)
 	return ok
 }
 
@@ -233,20 +295,21 @@ func (t *topLevel) retry(rec *projection.Record) {
 
 // addRecorded adds a shard. unread says why its index could not be read.
 func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) (unread, err error) {
-	defer t.keys.lock(rec.Key())()
-	if now := t.d.cat.Get(rec.Key()); now == nil || now.Gen() != rec.Gen() || now.Life() != shard.Available {
-		return nil, nil // whoever changed it takes care of its entries
+	current := func() bool {
+		now := t.d.cat.Get(rec.Key()) // whoever changed it takes care of its entries
+		return now != nil && now.Gen() == rec.Gen() && now.Life() == shard.Available
+	}
+	if !current() {
+		return nil, nil
 	}
 	it, done, err := t.d.indices.multihashes(rec.Key(), rec.Gen())
 	if err != nil {
 		return err, nil
 	}
 	defer done()
-	if err := t.removeLocked(ctx, rec.Key()); err != nil {
-		return nil, err
-	}
 	w := &watchedIterator{it: it}
-	if err := t.index.AddMultihashesForShard(ctx, w, rec.Key()); err != nil && w.err == nil {
+	in := ingest{key: rec.Key(), gen: rec.Gen(), tag: tagOf(rec.Index()), again: true}
+	if err := t.entries.add(ctx, in, current, w); err != nil && w.err == nil && !errors.Is(err, ErrShardUnknown) {
 		return nil, err
 	}
 	return w.err, nil
@@ -271,114 +334,62 @@ func (w *watchedIterator) ForEach(visit func(mh.Multihash) error) error {
 	return err
 }
 
-// add records what a shard holds, in place of what it held before.
-func (t *topLevel) add(ctx context.Context, j *job, it index.MultihashIterator) error {
-	defer t.keys.lock(j.key)()
-	if now := t.d.cat.Get(j.key); now == nil || now.Gen() != j.gen {
-		return ErrShardUnknown // destroyed meanwhile; the entries may be another life's by now
-	}
-	if left := t.left(j.key); left || j.recovering {
-		if err := t.removeLocked(ctx, j.key); err != nil {
-			return err
-		}
-	}
-	if err := t.index.AddMultihashesForShard(ctx, it, j.key); err != nil {
-		return err
-	}
+// add records what a shard holds, in place of what it held before, for the job that
+// found out.
+func (t *topLevel) add(ctx context.Context, j *job, info shard.IndexInfo, it index.MultihashIterator) error {
+	in := ingest{key: j.key, gen: j.gen, tag: tagOf(info), again: j.recovering}
+	t.known.Lock()
+	t.known.adding[j.gen]++
+	t.known.Unlock()
+	err := t.entries.add(ctx, in, func() bool {
+		now := t.d.cat.Get(j.key)
+		return now != nil && now.Gen() == j.gen // or else the entries may be another life's by now
+	}, it)
 	t.known.Lock()
 	defer t.known.Unlock()
-	t.known.added[j.gen] = struct{}{}
-	return nil
-}
-
-// leave notes that a life of key is over. It does not wait for the index.
-func (t *topLevel) leave(key shard.Key) {
-	t.leaving.Lock()
-	defer t.leaving.Unlock()
-	t.leaving.keys[key] = struct{}{}
-}
-
-// left says, once for each leave, that entries of a former life may be there.
-func (t *topLevel) left(key shard.Key) bool {
-	t.leaving.Lock()
-	defer t.leaving.Unlock()
-	_, ok := t.leaving.keys[key]
-	delete(t.leaving.keys, key)
-	return ok
-}
-
-// sweep removes the entries of a life that is over, unless the next one did.
-func (t *topLevel) sweep(ctx context.Context, key shard.Key) error {
-	defer t.keys.lock(key)()
-	if !t.left(key) {
-		return nil
+	if t.known.adding[j.gen]--; t.known.adding[j.gen] == 0 {
+		delete(t.known.adding, j.gen)
 	}
-	return t.removeLocked(ctx, key)
-}
-
-// forget removes the entries of a life that is over, unless a job has put those of the
-// next in their place.
-func (t *topLevel) forget(ctx context.Context, e *shard.Event) error {
-	defer t.keys.lock(e.Key)()
-	t.wasAdded(e.Gen)
-	if now := t.d.cat.Get(e.Key); now != nil && t.isAdded(now.Gen()) {
-		return nil
-	}
-	return t.removeLocked(ctx, e.Key)
-}
-
-func (t *topLevel) isAdded(gen uint64) bool {
-	t.known.Lock()
-	defer t.known.Unlock()
-	_, ok := t.known.added[gen]
-	return ok
-}
-
-// removeLocked removes all entries of key, or leaves them to the next who tries.
-func (t *topLevel) removeLocked(ctx context.Context, key shard.Key) error {
-	r, ok := t.index.(index.Remover)
-	if !ok {
-		return nil
-	}
-	err := r.RemoveShard(ctx, key)
-	if err != nil {
-		t.leave(key)
+	if err == nil {
+		t.known.added[j.gen] = in.tag
 	}
 	return err
 }
 
-// keyLocks lets one at a time change the entries of a shard. Those of different shards
-// are disjoint, and an index of others may take long over one.
-type keyLocks struct {
-	mu   sync.Mutex
-	held map[shard.Key]*keyLock
+// alive says whether entries of an ingest may be wanted, now or later.
+func (t *topLevel) alive(in ingest) bool {
+	t.known.Lock()
+	tag, added := t.known.added[in.gen]
+	adding := t.known.adding[in.gen] > 0
+	t.known.Unlock()
+	if adding || added && tag == in.tag {
+		return true
+	}
+	rec := t.d.cat.Get(in.key)
+	switch {
+	case rec == nil || rec.Gen() > in.gen:
+		return false // a registration is durable and shown before anything is indexed
+	case rec.Gen() < in.gen || rec.Life() != shard.Available:
+		return true
+	}
+	return tagOf(rec.Index()) == in.tag
 }
 
-type keyLock struct {
-	token chan struct{} // full while somebody holds the lock
-	users int           // who hold it or wait
-}
-
-// lock waits for the key's lock, and returns what gives it back.
-func (l *keyLocks) lock(key shard.Key) (unlock func()) {
-	l.mu.Lock()
-	k := l.held[key]
-	if k == nil {
-		if l.held == nil {
-			l.held = make(map[shard.Key]*keyLock)
+// holders calls visit for every record of a shard that h is found in, once each, whatever
+// the shard's state is. A shard that the catalogue does not know is left out.
+func (t *topLevel) holders(ctx context.Context, h mh.Multihash, visit func(rec *projection.Record)) error {
+	var few [8]shard.Key
+	seen := few[:0]
+	return t.entries.find(ctx, h, func(in ingest, known bool) bool {
+		rec := t.d.cat.Get(in.key)
+		if rec == nil || known && (rec.Gen() != in.gen || rec.Life() == shard.Available && tagOf(rec.Index()) != in.tag) {
+			return true
 		}
-		k = &keyLock{token: make(chan struct{}, 1)}
-		l.held[key] = k
-	}
-	k.users++
-	l.mu.Unlock()
-	k.token <- struct{}{}
-	return func() {
-		<-k.token
-		l.mu.Lock()
-		defer l.mu.Unlock()
-		if k.users--; k.users == 0 {
-			delete(l.held, key)
+		if slices.Contains(seen, in.key) {
+			return true
 		}
-	}
+		seen = append(seen, rec.Key())
+		visit(rec)
+		return true
+	})
 }

@@ -214,17 +214,16 @@ func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency
 	if err != nil {
 		return nil, f, fmt.Errorf("find shards: %w", d.told(err))
 	}
-	keys, err := v.(*topLevel).index.GetShardsForMultihash(ctx, h)
-	if err != nil && !errors.Is(err, errNoShard) {
-		return nil, f, err
-	}
-	kept := make([]shard.Key, 0, len(keys))
-	for _, k := range keys {
+	var kept []shard.Key
+	err = v.(*topLevel).holders(ctx, h, func(rec *projection.Record) {
 		// What the view has not seen is another state of the shard, perhaps with other
 		// blocks.
-		if rec := d.cat.Get(k); rec != nil && rec.Life() == shard.Available && rec.Seq() <= f.Applied.Seq {
-			kept = append(kept, k)
+		if rec.Life() == shard.Available && rec.Seq() <= f.Applied.Seq {
+			kept = append(kept, rec.Key())
 		}
+	})
+	if err != nil {
+		return nil, f, err
 	}
 	if len(kept) == 0 {
 		return nil, f, &NoShardError{Multihash: h, AsOf: f}
@@ -241,26 +240,25 @@ func (d *DAGStore) ShardsContainingMultihash(ctx context.Context, h mh.Multihash
 	return keys, err
 }
 
-// currentIndex is the top-level index in use, whichever that is: one that is made anew
-// takes the place of the other.
+// currentIndex is the top-level index in use, if that is the store's own, for clients
+// of the predecessor, which had it in a field.
 type currentIndex struct{ d *DAGStore }
 
-var (
-	_ index.Inverted = currentIndex{}
-	_ index.Remover  = currentIndex{}
-)
+var _ index.Inverted = currentIndex{}
 
+// AddMultihashesForShard adds multihashes to those of a shard. They count as long as the
+// shard is what it is now.
 func (c currentIndex) AddMultihashesForShard(ctx context.Context, it index.MultihashIterator, key shard.Key) error {
-	return c.d.top.Load().index.AddMultihashesForShard(ctx, it, key)
-}
-
-func (c currentIndex) GetShardsForMultihash(ctx context.Context, h mh.Multihash) ([]shard.Key, error) {
-	return c.d.top.Load().index.GetShardsForMultihash(ctx, h)
-}
-
-func (c currentIndex) RemoveShard(ctx context.Context, key shard.Key) error {
-	if r, ok := c.d.top.Load().index.(index.Remover); ok {
-		return r.RemoveShard(ctx, key)
+	rec := c.d.cat.Get(key)
+	if rec == nil {
+		return fmt.Errorf("top-level index: shard %q: %w", key, ErrShardUnknown)
 	}
-	return nil
+	in := ingest{key: rec.Key(), gen: rec.Gen(), tag: tagOf(rec.Index())}
+	return c.d.top.Load().entries.add(ctx, in, func() bool { return true }, it)
+}
+
+// GetShardsForMultihash is [DAGStore.FindShards] with [Any], as far as it is not told.
+func (c currentIndex) GetShardsForMultihash(ctx context.Context, h mh.Multihash) ([]shard.Key, error) {
+	keys, _, err := c.d.FindShards(ctx, h, Any())
+	return keys, err
 }

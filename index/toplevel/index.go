@@ -1,0 +1,1046 @@
+package toplevel
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/planted"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// Options configures an [Index]. The zero value is an index in memory.
+type Options struct {
+	// Memory is about how many bytes entries may take before they are on disk, at 18
+	// each; 0 means 64 MiB. At half of it they are written; at all of it Add waits, and
+	// at twice as much it is refused.
+	Memory int64
+	// FanIn is how many runs of about one size there may be before they are merged, a
+	// power of two from 2 to 64; 0 means 4. A larger one writes less and makes lookups
+	// ask more filters.
+	FanIn int
+	// MergeShare is the part of the time that a merge may work while nothing is
+	// behind: 1 does not pause, 0 means ½. It never pauses when runs pile up.
+	MergeShare float64
+	// Spawn runs the merges; nil: go.
+	Spawn func(func())
+	// Logger is told what goes wrong in the background.
+	Logger *slog.Logger
+}
+
+// Hooks are what an index asks of whoever keeps it. Each may be nil.
+type Hooks struct {
+	// Alive says whether lookups may ever want an ingest, now or later; nil: always. It
+	// is called by merges, beside everything else. The key is valid during the call only.
+	Alive func(Ingest) bool
+	// Mark returns the position that everything added until now has reached, to be kept
+	// with it on disk; up to 1 KiB.
+	Mark func() []byte
+	// Damaged is told, beside everything else, when damage is found.
+	Damaged func(error)
+}
+
+func (o *Options) setDefaults() error {
+	if o.Memory == 0 {
+		o.Memory = 64 << 20
+	}
+	if o.FanIn == 0 {
+		o.FanIn = 4
+	}
+	if o.FanIn < 2 || o.FanIn > 64 || o.FanIn&(o.FanIn-1) != 0 {
+		return fmt.Errorf("top-level index: a fan-in of %d; it has to be a power of two from 2 to 64", o.FanIn)
+	}
+	if o.MergeShare == 0 {
+		o.MergeShare = 0.5
+	}
+	if o.MergeShare < 0 || o.MergeShare > 1 {
+		return fmt.Errorf("top-level index: a merge share of %g; it has to be above 0 and at most 1", o.MergeShare)
+	}
+	if o.Spawn == nil {
+		o.Spawn = func(f func()) { go f() }
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+// memFanIn is the fan-in of runs in memory.
+const memFanIn = 8
+
+// Index maps multihashes to ingests. Its methods may be called concurrently.
+type Index struct {
+	opts  Options
+	hooks Hooks
+	fs    fsio.FS // nil: in memory
+	dir   string
+	key   hashKey
+	id    uint64
+
+	// state is what lookups see. It is replaced as a whole, under mu.
+	state atomic.Pointer[state]
+	ended atomic.Bool // by Close: nothing is looked up any more
+
+	// writing is held while runs in memory become another run, in memory or on disk.
+	writing token
+	// committing is held while a manifest is written and shown.
+	committing token
+
+	ctx    context.Context // of merges
+	cancel context.CancelFunc
+
+	mu struct {
+		sync.Mutex
+		epoch   uint32
+		next    uint64 // number of the next run
+		mark    []byte // that is durable
+		adopted bool   // the manifest is this index's
+		closed  bool
+		merging bool
+		started bool
+		idle    *sync.Cond // merging became false
+		// doubtful holds runs that a manifest may or may not name.
+		doubtful []string
+		failed   error // of the last attempt to write
+		dead     int   // ingests that died since they were last counted
+	}
+	stats struct {
+		flushes, merges, written, merged atomic.Uint64
+	}
+}
+
+// state is immutable.
+type state struct {
+	mem  []*memRun
+	disk []*diskRun
+	// removed, per run on disk, is how many of its entries are dead at least.
+	dead []uint64
+}
+
+// token is a lock whose waiters can leave.
+type token chan struct{}
+
+func (t token) lock()   { t <- struct{}{} }
+func (t token) unlock() { <-t }
+func (t token) tryLock() bool {
+	select {
+	case t <- struct{}{}:
+		return true
+	default:
+		return false
+	}
+}
+
+// New returns an index in memory.
+func New(o Options, h Hooks) (*Index, error) { return open(nil, "", o, h) }
+
+// Open opens the index in a directory, which is made if missing. One process at a time
+// may have it open. If the index there is damaged it begins empty, and [Index.Mark] is
+// empty too. Nothing is merged before [Index.Start].
+func Open(dir string, o Options, h Hooks) (*Index, error) { return open(fsio.OS(), dir, o, h) }
+
+// OpenOn is [Open] on any file system.
+func OpenOn(fsys fsio.FS, dir string, o Options, h Hooks) (*Index, error) {
+	return open(fsys, dir, o, h)
+}
+
+func open(fsys fsio.FS, dir string, o Options, h Hooks) (*Index, error) {
+	if err := o.setDefaults(); err != nil {
+		return nil, err
+	}
+	x := newIndex(fsys, dir, o, h)
+	x.mu.adopted = true
+	if fsys == nil {
+		return x, x.draw()
+	}
+	if err := fsys.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("top-level index: %w", err)
+	}
+	if err := x.load(); err != nil {
+		return nil, err
+	}
+	x.sweep()
+	return x, nil
+}
+
+// Start lets merges begin, which ask [Hooks].Alive.
+func (x *Index) Start() {
+	x.mu.Lock()
+	x.mu.started = true
+	x.mu.Unlock()
+	x.kick()
+}
+
+func newIndex(fsys fsio.FS, dir string, o Options, h Hooks) *Index {
+	x := &Index{opts: o, hooks: h, fs: fsys, dir: dir, writing: make(token, 1), committing: make(token, 1)}
+	x.ctx, x.cancel = context.WithCancel(context.Background())
+	x.mu.idle = sync.NewCond(&x.mu)
+	x.mu.next = 1
+	x.state.Store(&state{})
+	return x
+}
+
+// draw gives a new index its identity and its key.
+func (x *Index) draw() error {
+	var b [24]byte
+	if _, err := rand.Read(b[:]); err != nil {
+		return err
+	}
+	le := binary.LittleEndian
+	x.id, x.key = le.Uint64(b[:]), hashKey{le.Uint64(b[8:]), le.Uint64(b[16:])}
+	return nil
+}
+
+// load reads the manifest and opens its runs. What is damaged is left out, and then the
+// mark is empty.
+func (x *Index) load() error {
+	m, err := readManifest(x.fs, x.dir)
+	var damaged *DamagedError
+	if errors.As(err, &damaged) {
+		x.opts.Logger.Warn("the top-level index begins empty", "err", err)
+		m, err = nil, nil
+	}
+	if err != nil {
+		return err
+	}
+	if m == nil {
+		x.mu.epoch = x.freeEpoch()
+		return x.draw()
+	}
+	x.id, x.key, x.mu.epoch, x.mu.next, x.mu.mark = m.id, m.key, m.epoch, m.next, m.mark
+	st := &state{}
+	for _, ref := range m.runs {
+		r, err := openRun(x.fs, filepath.Join(x.dir, runName(m.epoch, ref.seq)), m.id, &ref.crc)
+		if errors.As(err, &damaged) {
+			x.opts.Logger.Warn("a run of the top-level index is left out; its shards are added again", "err", err)
+			x.mu.mark = nil
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		r.seq = ref.seq
+		st.disk = append(st.disk, r)
+	}
+	st.dead = make([]uint64, len(st.disk))
+	x.state.Store(st)
+	return nil
+}
+
+// freeEpoch is greater than that of any run in the directory.
+func (x *Index) freeEpoch() uint32 {
+	epoch := uint32(1)
+	entries, err := x.fs.ReadDir(x.dir)
+	if err != nil {
+		return epoch
+	}
+	for _, e := range entries {
+		if n, _, ok := parseRunName(e.Name()); ok {
+			epoch = max(epoch, n+1)
+		}
+	}
+	return epoch
+}
+
+// sweep removes the files of the index that its state does not name.
+func (x *Index) sweep() {
+	entries, err := x.fs.ReadDir(x.dir)
+	if err != nil {
+		x.opts.Logger.Warn("top-level index: sweep", "err", err)
+		return
+	}
+	named := make(map[string]bool)
+	for _, r := range x.state.Load().disk {
+		named[filepath.Base(r.name)] = true
+	}
+	for _, e := range entries {
+		name := e.Name()
+		_, _, run := parseRunName(name)
+		if !e.Type().IsRegular() || named[name] || !run && !(fsio.IsTemp(name) && isOurs(name)) {
+			continue
+		}
+		if err := x.fs.Remove(filepath.Join(x.dir, name)); err != nil {
+			x.opts.Logger.Warn("top-level index: sweep", "err", err)
+		}
+	}
+}
+
+// isOurs says whether a temporary file is of a run or a manifest.
+func isOurs(temp string) bool {
+	if len(temp) > len(manifestName) && temp[:len(manifestName)] == manifestName {
+		return true
+	}
+	n := len(runName(0, 0))
+	if len(temp) <= n {
+		return false
+	}
+	_, _, ok := parseRunName(temp[:n])
+	return ok
+}
+
+// Mark returns the position up to which everything that was added is on disk, as
+// [Hooks].Mark gave it; empty if none is known.
+func (x *Index) Mark() []byte {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	return slices.Clone(x.mu.mark)
+}
+
+// Add adds the multihashes of an ingest, which are durable with the next Flush, or
+// earlier. Adding an ingest again changes nothing. They need not all become visible at
+// once, and after an error some may be: an ingest should not count before it is whole,
+// which is for [Hooks].Alive's master to see to. Errors of it, which are those of a
+// shard's index, come back as they are.
+func (x *Index) Add(ctx context.Context, in Ingest, it index.MultihashIterator) error {
+	if err := in.Key.Validate(); err != nil {
+		return err
+	}
+	if err := x.check(); err != nil {
+		return err
+	}
+	// So much of a large shard is taken at once.
+	chunk := max(int(min(x.opts.Memory/8/memEntry, 1<<31)), filterLeast)
+	if x.fs == nil {
+		chunk = 1 << 31
+	}
+	var es []entry
+	n := 0
+	err := it.ForEach(func(mh multihash.Multihash) error {
+		if n++; n%4096 == 0 {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+		}
+		if len(es) >= chunk {
+			if err := x.put(in, es, false); err != nil {
+				return err
+			}
+			es = es[:0]
+		}
+		f := x.key.of(mh)
+		es = append(es, entry{f.hi, f.lo, 0})
+		return nil
+	})
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return err
+	}
+	return x.put(in, es, true)
+}
+
+// put shows entries of an ingest, and then sees to it that there are few runs and
+// little in memory. whole says that the ingest's other entries are there.
+func (x *Index) put(in Ingest, es []entry, whole bool) error {
+	if err := x.admit(); err != nil || len(es) == 0 {
+		return err
+	}
+	es = slices.Clone(sortEntries(es))
+	r := newMemRun(es, []record{{in.Gen, in.Tag, in.Key.String(), uint32(min(len(es), math.MaxUint32)), whole}})
+	x.mu.Lock()
+	if x.mu.closed {
+		x.mu.Unlock()
+		return ErrClosed
+	}
+	st := *x.state.Load()
+	st.mem = append(slices.Clone(st.mem), r)
+	x.state.Store(&st)
+	x.mu.Unlock()
+	if !x.writing.tryLock() {
+		return nil // somebody else is at it
+	}
+	defer x.writing.unlock()
+	x.tidyLocked()
+	if x.fs != nil && x.memory() >= x.opts.Memory/2 {
+		if err := x.flushLocked(x.mark()); err != nil {
+			x.opts.Logger.Warn("the top-level index stays in memory for now", "err", err)
+		}
+	}
+	return nil
+}
+
+// admit waits until there is room in memory.
+func (x *Index) admit() error {
+	if x.fs == nil || x.memory() < x.opts.Memory {
+		return x.check()
+	}
+	if err := x.flush(); err != nil && x.memory() >= 2*x.opts.Memory {
+		return fmt.Errorf("%w: %w", ErrFull, err)
+	}
+	return x.check()
+}
+
+func (x *Index) check() error {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.mu.closed {
+		return ErrClosed
+	}
+	return nil
+}
+
+// memory is about what entries in memory take.
+func (x *Index) memory() int64 {
+	n := int64(0)
+	for _, r := range x.state.Load().mem {
+		n += r.bytes
+	}
+	return n
+}
+
+// tidyLocked merges runs in memory.
+func (x *Index) tidyLocked() {
+	for {
+		st := x.state.Load()
+		sizes := make([]RunSize, len(st.mem))
+		for i, r := range st.mem {
+			sizes[i] = RunSize{Entries: r.len()}
+		}
+		pick := Plan(sizes, memFanIn)
+		if len(pick) < 2 {
+			return
+		}
+		runs := make([]*memRun, len(pick))
+		for i, p := range pick {
+			runs[i] = st.mem[p]
+		}
+		x.replaceMem(runs, mergeInMemory(runs, x.alive))
+	}
+}
+
+// replaceMem shows a run in place of some in memory.
+func (x *Index) replaceMem(old []*memRun, m *memRun) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	st := *x.state.Load()
+	st.mem = slices.DeleteFunc(slices.Clone(st.mem), func(r *memRun) bool { return slices.Contains(old, r) })
+	if len(m.entries) > 0 {
+		st.mem = append(st.mem, m)
+	}
+	x.state.Store(&st)
+}
+
+func (x *Index) alive(r *record) bool {
+	return x.hooks.Alive == nil || x.hooks.Alive(r.ingest())
+}
+
+func (x *Index) mark() []byte {
+	if x.hooks.Mark == nil {
+		return nil
+	}
+	return x.hooks.Mark()
+}
+
+// Flush makes everything durable that was added until now, together with mark. It
+// writes nothing if there is nothing new.
+func (x *Index) Flush(mark []byte) error {
+	if err := x.check(); err != nil {
+		return err
+	}
+	x.writing.lock()
+	defer x.writing.unlock()
+	return x.flushLocked(mark)
+}
+
+func (x *Index) flush() error {
+	x.writing.lock()
+	defer x.writing.unlock()
+	if x.memory() < x.opts.Memory/2 {
+		return nil // somebody else did
+	}
+	return x.flushLocked(x.mark())
+}
+
+// flushLocked writes the runs in memory as one run on disk.
+func (x *Index) flushLocked(mark []byte) error {
+	if x.fs == nil {
+		return nil
+	}
+	if len(mark) > maxMark {
+		return fmt.Errorf("top-level index: a mark of %d bytes; at most %d", len(mark), maxMark)
+	}
+	mem := x.state.Load().mem
+	x.mu.Lock()
+	same := string(mark) == string(x.mu.mark)
+	x.mu.Unlock()
+	if len(mem) == 0 && same {
+		return nil
+	}
+	var srcs []source
+	for _, r := range mem {
+		srcs = append(srcs, r)
+	}
+	var run *diskRun
+	var err error
+	if len(srcs) > 0 {
+		run, err = x.write(srcs, func(int) error { return nil })
+	}
+	if err == nil {
+		err = x.commit(mark, func(st *state) {
+			st.mem = slices.DeleteFunc(slices.Clone(st.mem), func(r *memRun) bool { return slices.Contains(mem, r) })
+			if run != nil {
+				st.disk = append(slices.Clone(st.disk), run)
+				st.dead = append(slices.Clone(st.dead), 0)
+			}
+		}, run)
+	}
+	x.mu.Lock()
+	x.mu.failed = err
+	x.mu.Unlock()
+	if err != nil {
+		return err
+	}
+	x.stats.flushes.Add(1)
+	x.kick()
+	return nil
+}
+
+// write writes a run. It is nil if nothing in it is alive.
+func (x *Index) write(srcs []source, step func(n int) error) (*diskRun, error) {
+	m, err := newMerger(srcs, x.alive)
+	if err != nil {
+		return nil, err
+	}
+	if len(m.ingests) == 0 {
+		return nil, nil
+	}
+	x.mu.Lock()
+	seq, epoch := x.mu.next, x.mu.epoch
+	x.mu.next++
+	x.mu.Unlock()
+	name := filepath.Join(x.dir, runName(epoch, seq))
+	err = fsio.WriteFileAtomic(x.fs, name, 0o600, func(f fsio.File) error {
+		_, err := writeRun(f, m, epoch, x.id, func(n int) error {
+			x.stats.written.Add(uint64(n))
+			return step(n)
+		})
+		return err
+	})
+	if err != nil {
+		x.doubt(name)
+		return nil, err
+	}
+	run, err := openRun(x.fs, name, x.id, nil)
+	if err != nil {
+		x.doubt(name)
+		return nil, err
+	}
+	run.seq = seq
+	return run, nil
+}
+
+// doubt notes a run that is to be removed when a manifest is durable that does not name
+// it.
+func (x *Index) doubt(names ...string) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.mu.doubtful = append(x.mu.doubtful, names...)
+}
+
+// errSuperseded ends the work of an index that another took the place of.
+var errSuperseded = errors.New("top-level index: superseded")
+
+// commit makes a change of the state durable and shows it. mark is nil to keep it. made
+// is the run that was written for it.
+func (x *Index) commit(mark []byte, change func(*state), made *diskRun) error {
+	x.committing.lock()
+	defer x.committing.unlock()
+	x.mu.Lock()
+	now := x.state.Load()
+	after := *now
+	change(&after)
+	m := manifest{epoch: x.mu.epoch, id: x.id, key: x.key, next: x.mu.next, mark: x.mu.mark}
+	if mark != nil {
+		m.mark = slices.Clone(mark)
+	}
+	adopted := x.mu.adopted
+	closed := x.mu.closed && x.ctx.Err() != nil
+	doubtful := slices.Clone(x.mu.doubtful)
+	x.mu.Unlock()
+	if closed {
+		x.doubtRun(made)
+		return errSuperseded
+	}
+	for _, r := range after.disk {
+		m.runs = append(m.runs, runRef{r.seq, r.entries, r.footer.crc})
+	}
+	if adopted && !planted.Bug("toplevel-manifest-not-written") {
+		if err := writeManifest(x.fs, x.dir, &m); err != nil {
+			// It may be the old one or the new one that a crash leaves: the runs of both
+			// stay until there is another.
+			x.doubtRun(made)
+			return err
+		}
+	}
+	var gone []string
+	for _, r := range now.disk {
+		if !slices.Contains(after.disk, r) {
+			gone = append(gone, r.name)
+		}
+	}
+	x.mu.Lock()
+	// Runs in memory may have come meanwhile.
+	st := *x.state.Load()
+	change(&st)
+	x.state.Store(&st)
+	x.mu.mark = m.mark
+	x.mu.doubtful = slices.DeleteFunc(x.mu.doubtful, func(n string) bool { return slices.Contains(doubtful, n) })
+	x.mu.Unlock()
+	for _, name := range slices.Concat(doubtful, gone) {
+		if slices.ContainsFunc(after.disk, func(r *diskRun) bool { return r.name == name }) {
+			continue
+		}
+		if err := x.fs.Remove(name); err != nil && !isGone(err) {
+			x.opts.Logger.Warn("top-level index: a run that was merged is left until the next start", "err", err)
+		}
+	}
+	return nil
+}
+
+func (x *Index) doubtRun(r *diskRun) {
+	if r != nil {
+		x.doubt(r.name)
+	}
+}
+
+// kick starts merging, beside everything else, if there is something to merge.
+func (x *Index) kick() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.fs == nil || x.mu.merging || x.mu.closed || !x.mu.started || len(x.pickLocked()) == 0 {
+		return
+	}
+	x.mu.merging = true
+	x.opts.Spawn(x.merge)
+}
+
+// pickLocked says which runs to merge.
+func (x *Index) pickLocked() []*diskRun {
+	st := x.state.Load()
+	sizes := make([]RunSize, len(st.disk))
+	for i, r := range st.disk {
+		sizes[i] = RunSize{Entries: r.entries, Dead: st.dead[i]}
+	}
+	var runs []*diskRun
+	for _, i := range Plan(sizes, x.opts.FanIn) {
+		runs = append(runs, st.disk[i])
+	}
+	return runs
+}
+
+// merge merges until there is nothing to merge.
+func (x *Index) merge() {
+	for {
+		x.mu.Lock()
+		runs := x.pickLocked()
+		if len(runs) == 0 || x.mu.closed {
+			x.mu.merging = false
+			x.mu.idle.Broadcast()
+			x.mu.Unlock()
+			return
+		}
+		x.mu.Unlock()
+		if err := x.mergeRuns(runs); err != nil {
+			x.mu.Lock()
+			x.mu.merging = false // until the next flush
+			x.mu.idle.Broadcast()
+			x.mu.Unlock()
+			if x.ctx.Err() == nil {
+				x.opts.Logger.Warn("top-level index: merge", "err", err)
+				x.noteDamage(err)
+			}
+			return
+		}
+	}
+}
+
+func (x *Index) mergeRuns(runs []*diskRun) error {
+	srcs := make([]source, len(runs))
+	for i, r := range runs {
+		srcs[i] = r
+	}
+	began := time.Now()
+	made, err := x.write(srcs, func(int) error {
+		err := x.pace(time.Since(began))
+		began = time.Now()
+		return err
+	})
+	if err != nil {
+		return err
+	}
+	err = x.commit(nil, func(st *state) {
+		disk, dead := st.disk, st.dead
+		st.disk, st.dead = nil, nil
+		placed := made == nil
+		for i, r := range disk {
+			if !slices.Contains(runs, r) {
+				st.disk, st.dead = append(st.disk, r), append(st.dead, dead[i])
+			} else if !placed {
+				st.disk, st.dead, placed = append(st.disk, made), append(st.dead, 0), true
+			}
+		}
+	}, made)
+	if err != nil {
+		return err
+	}
+	x.stats.merges.Add(1)
+	for _, r := range runs {
+		x.stats.merged.Add(r.entries)
+	}
+	return nil
+}
+
+// pace pauses a merge that worked for some time, unless runs pile up.
+func (x *Index) pace(worked time.Duration) error {
+	if err := x.ctx.Err(); err != nil {
+		return err
+	}
+	pause := time.Duration(float64(worked) * (1 - x.opts.MergeShare) / x.opts.MergeShare)
+	if pause <= 0 || len(x.state.Load().disk) > 3*x.opts.FanIn {
+		return nil
+	}
+	timer := time.NewTimer(pause)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-x.ctx.Done():
+		return x.ctx.Err()
+	}
+}
+
+// Died notes that an ingest is no longer alive. Its entries go with a later merge; when
+// there are many, one is started for them.
+func (x *Index) Died() {
+	st := x.state.Load()
+	ingests := 0
+	for _, r := range st.mem {
+		ingests += len(r.ingests)
+	}
+	for _, r := range st.disk {
+		ingests += int(r.ingests)
+	}
+	x.mu.Lock()
+	x.mu.dead++
+	due := x.mu.dead >= max(64, ingests/16) && !x.mu.closed
+	if due {
+		x.mu.dead = 0
+	}
+	x.mu.Unlock()
+	if due {
+		x.opts.Spawn(x.census)
+	}
+}
+
+// census counts the dead entries of every run.
+func (x *Index) census() {
+	if x.fs == nil {
+		x.writing.lock()
+		defer x.writing.unlock()
+		if mem := x.state.Load().mem; len(mem) > 0 {
+			x.replaceMem(mem, mergeInMemory(mem, x.alive))
+		}
+		return
+	}
+	st := x.state.Load()
+	dead := make(map[*diskRun]uint64)
+	for _, r := range st.disk {
+		recs, err := r.records()
+		if err != nil {
+			x.noteDamage(err)
+			return
+		}
+		for i := range recs {
+			if !x.alive(&recs[i]) {
+				dead[r] += uint64(recs[i].entries)
+			}
+		}
+	}
+	x.mu.Lock()
+	now := *x.state.Load()
+	now.dead = make([]uint64, len(now.disk))
+	for i, r := range now.disk {
+		now.dead[i] = dead[r]
+	}
+	x.state.Store(&now)
+	x.mu.Unlock()
+	x.kick()
+}
+
+func (x *Index) noteDamage(err error) {
+	var damaged *DamagedError
+	if errors.As(err, &damaged) && x.hooks.Damaged != nil {
+		x.hooks.Damaged(err)
+	}
+}
+
+// scratch is what a lookup works with.
+type scratch struct {
+	found []uint32
+	key   [shard.MaxKeyLen]byte
+}
+
+var scratches = sync.Pool{New: func() any { return new(scratch) }}
+
+// Lookup calls visit for every ingest that has the multihash, dead ones included, some
+// perhaps twice, until it returns false. The ingest's key is valid during the call only:
+// clone it to keep it. An error, a *[DamagedError] or [ErrClosed], means that what was
+// visited need not be all.
+func (x *Index) Lookup(mh multihash.Multihash, visit func(Ingest) bool) error {
+	if x.ended.Load() {
+		return ErrClosed
+	}
+	f := x.key.of(mh)
+	st := x.state.Load()
+	for _, r := range st.mem {
+		if r.fuse != nil && !r.fuse.Contains(f.hi) {
+			continue
+		}
+		for i := r.first(f); i < len(r.entries) && r.entries[i].is(f); i++ {
+			if !visit(r.ingests[r.entries[i].ingest].ingest()) {
+				return nil
+			}
+		}
+	}
+	if len(st.disk) == 0 {
+		return nil
+	}
+	err := st.lookup(f, visit)
+	if err != nil {
+		x.noteDamage(err)
+	}
+	return err
+}
+
+// lookup looks into the runs on disk.
+func (st *state) lookup(f fingerprint, visit func(Ingest) bool) error {
+	s := scratches.Get().(*scratch)
+	defer scratches.Put(s)
+	for i := 0; i < len(st.disk); {
+		var err error
+		// All runs that have nothing, under one guard.
+		if i, err = st.first(f, i, s); err != nil {
+			return err
+		}
+		if len(s.found) == 0 {
+			return nil
+		}
+		r := st.disk[i]
+		for _, n := range s.found {
+			rec, err := r.guardedIngest(n, &s.key)
+			if err != nil {
+				return err
+			}
+			if !visit(rec.ingest()) {
+				return nil
+			}
+		}
+		i++
+	}
+	return nil
+}
+
+// first finds the first run from number i on that has f, and what it has.
+func (st *state) first(f fingerprint, i int, s *scratch) (_ int, err error) {
+	s.found = s.found[:0]
+	r := st.disk[i]
+	old := r.guard()
+	defer func() { r.unguard(old, &err) }()
+	for ; i < len(st.disk); i++ {
+		r = st.disk[i]
+		if s.found, err = r.find(f, s.found); err != nil || len(s.found) > 0 {
+			break
+		}
+	}
+	return i, err
+}
+
+func (r *diskRun) guardedIngest(i uint32, buf *[shard.MaxKeyLen]byte) (rec record, err error) {
+	defer r.unguard(r.guard(), &err)
+	return r.ingest(i, buf)
+}
+
+// Ingests calls yield for every ingest that the index has entries of, dead ones
+// included and some more than once, until it returns false. whole says that all of the
+// ingest's entries are there.
+func (x *Index) Ingests(yield func(in Ingest, whole bool) bool) error {
+	if x.ended.Load() {
+		return ErrClosed
+	}
+	st := x.state.Load()
+	var srcs []source
+	for _, r := range st.mem {
+		srcs = append(srcs, r)
+	}
+	for _, r := range st.disk {
+		srcs = append(srcs, r)
+	}
+	for _, s := range srcs {
+		recs, err := s.records()
+		if err != nil {
+			return err
+		}
+		for i := range recs {
+			if !yield(recs[i].ingest(), recs[i].whole) {
+				return nil
+			}
+		}
+	}
+	return nil
+}
+
+// Verify reads the whole index and checks every promise of its format.
+func (x *Index) Verify(ctx context.Context) error {
+	if x.ended.Load() {
+		return ErrClosed
+	}
+	st := x.state.Load()
+	for _, r := range st.disk {
+		if err := r.verify(ctx.Err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Stats are figures of an index.
+type Stats struct {
+	Entries       uint64 // on disk and in memory, dead ones and duplicates included
+	MemoryEntries uint64 // of them, those in memory
+	Runs          int    // on disk
+	MemoryRuns    int
+	DiskBytes     uint64
+	FilterBytes   uint64 // filters and directories of the runs on disk
+	Flushes       uint64
+	Merges        uint64
+	MergedEntries uint64 // read by merges
+	WrittenBytes  uint64 // by flushes and merges
+	Merging       bool
+	// Failed is why the entries in memory could not be written, or nil.
+	Failed error
+}
+
+// Stats returns the present figures.
+func (x *Index) Stats() Stats {
+	st := x.state.Load()
+	s := Stats{
+		Runs: len(st.disk), MemoryRuns: len(st.mem), Flushes: x.stats.flushes.Load(), Merges: x.stats.merges.Load(),
+		MergedEntries: x.stats.merged.Load(), WrittenBytes: x.stats.written.Load(),
+	}
+	for _, r := range st.mem {
+		s.MemoryEntries += r.len()
+	}
+	s.Entries = s.MemoryEntries
+	for _, r := range st.disk {
+		s.Entries += r.entries
+		s.DiskBytes += uint64(len(r.data))
+		for i := range r.parts {
+			if p := &r.parts[i]; p.entries > 0 {
+				s.FilterBytes += uint64(p.filterLen) + 4<<p.bits + dirLen
+			}
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	s.Merging, s.Failed = x.mu.merging, x.mu.failed
+	return s
+}
+
+// Settle waits until no merge is running, for tests and measurements.
+func (x *Index) Settle() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	for x.mu.merging {
+		x.mu.idle.Wait()
+	}
+}
+
+// Fresh returns an empty index in the same directory, with a key of its own, that takes
+// the place of x with [Index.Adopt]. Until then a start finds x.
+func (x *Index) Fresh(h Hooks) (*Index, error) {
+	f := newIndex(x.fs, x.dir, x.opts, h)
+	f.mu.started = true
+	if err := f.draw(); err != nil {
+		return nil, err
+	}
+	if x.fs == nil {
+		f.mu.adopted = true
+		return f, nil
+	}
+	f.mu.epoch = x.freeEpoch()
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	f.mu.epoch = max(f.mu.epoch, x.mu.epoch+1)
+	return f, nil
+}
+
+// Adopt puts x, which [Index.Fresh] made, in the place of former, which is closed and
+// whose files are removed. After an error former is as it was.
+func (x *Index) Adopt(former *Index, mark []byte) error {
+	if x.fs == nil {
+		former.end()
+		return nil
+	}
+	former.committing.lock()
+	defer former.committing.unlock()
+	x.mu.Lock()
+	x.mu.adopted = true
+	x.mu.Unlock()
+	x.writing.lock()
+	err := x.flushLocked(mark)
+	x.writing.unlock()
+	if err != nil {
+		// The new manifest may be there or not. A start copes with both as long as the
+		// files of both stay, and whichever index commits next decides.
+		x.mu.Lock()
+		x.mu.adopted = false
+		x.mu.Unlock()
+		return err
+	}
+	former.end()
+	for _, r := range former.state.Load().disk {
+		if err := x.fs.Remove(r.name); err != nil && !isGone(err) {
+			x.opts.Logger.Warn("top-level index: a run that was replaced is left until the next start", "err", err)
+		}
+	}
+	x.kick()
+	return nil
+}
+
+// end stops merges and refuses further work. What is looked up goes on.
+func (x *Index) end() {
+	x.mu.Lock()
+	x.mu.closed = true
+	x.mu.Unlock()
+	x.cancel()
+}
+
+// Close makes everything durable, as Flush does with [Hooks].Mark, and ends the index.
+// It waits for a merge that is running to stop.
+func (x *Index) Close() error {
+	if x.check() != nil {
+		return nil
+	}
+	x.cancel()
+	x.writing.lock()
+	defer x.writing.unlock()
+	err := x.flushLocked(x.mark())
+	x.end()
+	x.Settle()
+	x.ended.Store(true)
+	x.mu.Lock()
+	x.state.Store(&state{}) // the mappings may go
+	x.mu.Unlock()
+	return err
+}

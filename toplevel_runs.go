@@ -1,0 +1,133 @@
+package dagstore
+
+import (
+	"context"
+	"errors"
+
+	mh "github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/index/toplevel"
+	"github.com/dagstore/dagstore/journal"
+	"github.com/dagstore/dagstore/projection"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// runEntries are entries in runs of our own, in memory or on disk. They name the life
+// and the content that they are of, so nothing has to be removed: the catalogue says
+// what counts.
+type runEntries struct {
+	d *DAGStore
+	x *toplevel.Index
+	t *topLevel // the view that they are of
+}
+
+// openRuns opens the entries in Config.TopLevelDir, or makes some in memory.
+func (d *DAGStore) openRuns() (*runEntries, error) {
+	r := &runEntries{d: d}
+	opts := d.cfg.TopLevel
+	opts.Logger = d.log
+	opts.Spawn = func(f func()) { d.loop.spawn(f) }
+	var err error
+	if d.cfg.TopLevelDir == "" {
+		r.x, err = toplevel.New(opts, r.hooks())
+	} else {
+		r.x, err = toplevel.OpenOn(d.cfg.fs, d.cfg.TopLevelDir, opts, r.hooks())
+	}
+	return r, err
+}
+
+func (r *runEntries) hooks() toplevel.Hooks {
+	return toplevel.Hooks{
+		Alive: func(in toplevel.Ingest) bool {
+			return r.t.alive(ingest{key: in.Key, gen: in.Gen, tag: contentTag(in.Tag)})
+		},
+		Mark:    func() []byte { return markOf(r.t.Position()) },
+		Damaged: r.damaged,
+	}
+}
+
+// serve makes t the view that the entries are of, and begins where they end: nowhere,
+// if that is not a position of the journal from which it can be replayed.
+func (r *runEntries) serve(t *topLevel) {
+	r.t = t
+	pos, err := journal.ParseToken(string(r.x.Mark()))
+	if err != nil || pos.Seq == 0 {
+		return
+	}
+	if c, ok := r.d.journal.(journal.Compacted); ok && pos.Seq < c.Horizon().Seq {
+		return
+	}
+	if p, ok := r.d.journal.(journal.Positioner); ok {
+		if at, err := p.PositionAt(pos.Seq); err == nil && at == pos {
+			t.pos.Store(&pos)
+		}
+	}
+}
+
+func markOf(pos journal.Position) []byte {
+	if pos.Seq == 0 {
+		return nil
+	}
+	return []byte(pos.Token())
+}
+
+// damaged has the entries made anew, once: lookups that meet the damage fail meanwhile.
+func (r *runEntries) damaged(err error) {
+	r.d.log.Error("the top-level index is damaged and is made anew from the shard indices", "err", err)
+	r.d.loop.complete(input{ctl: func() {
+		if r.d.top.Load() != r.t || r.d.loop.closing {
+			return
+		}
+		r.d.loop.spawn(func() {
+			if err := r.d.views.Rebuild(r.d.ctx, TopLevelView); err != nil && !errors.Is(err, projection.ErrRebuilding) && r.d.ctx.Err() == nil {
+				r.d.log.Error("the top-level index cannot be made anew", "err", err)
+			}
+		})
+	}})
+}
+
+func (r *runEntries) whole() bool { return false }
+
+func (r *runEntries) held(yield func(uint64, contentTag)) error {
+	return r.x.Ingests(func(in toplevel.Ingest, whole bool) bool {
+		if whole {
+			yield(in.Gen, contentTag(in.Tag))
+		}
+		return true
+	})
+}
+
+func (r *runEntries) fresh() (shardEntries, error) {
+	f := &runEntries{d: r.d}
+	var err error
+	f.x, err = r.x.Fresh(f.hooks())
+	return f, err
+}
+
+func (r *runEntries) succeed(former shardEntries, pos journal.Position) error {
+	return r.x.Adopt(former.(*runEntries).x, markOf(pos))
+}
+
+func (r *runEntries) add(ctx context.Context, in ingest, current func() bool, it index.MultihashIterator) error {
+	if !current() {
+		return ErrShardUnknown
+	}
+	return r.x.Add(ctx, toplevel.Ingest{Key: in.key, Gen: in.gen, Tag: uint64(in.tag)}, it)
+}
+
+func (r *runEntries) leave(shard.Key)                        {}
+func (r *runEntries) sweep(context.Context, shard.Key) error { return nil }
+
+func (r *runEntries) forget(context.Context, shard.Key, func() bool) error {
+	r.x.Died()
+	return nil
+}
+
+func (r *runEntries) find(_ context.Context, h mh.Multihash, visit func(ingest, bool) bool) error {
+	return r.x.Lookup(h, func(in toplevel.Ingest) bool {
+		return visit(ingest{key: in.Key, gen: in.Gen, tag: contentTag(in.Tag)}, true)
+	})
+}
+
+func (r *runEntries) close() error { return r.x.Close() }
