@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"math"
 	"path/filepath"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -126,7 +127,7 @@ type Index struct {
 type state struct {
 	mem  []*memRun
 	disk []*diskRun
-	// removed, per run on disk, is how many of its entries are dead at least.
+	// dead is how many entries of each run on disk were dead when they were counted.
 	dead []uint64
 }
 
@@ -363,7 +364,7 @@ func (x *Index) put(in Ingest, es []entry, whole bool) error {
 	defer x.writing.unlock()
 	x.tidyLocked()
 	if x.fs != nil && x.memory() >= x.opts.Memory/2 {
-		if err := x.flushLocked(x.mark()); err != nil {
+		if err := x.flushLocked(x.mark(), false); err != nil {
 			x.opts.Logger.Warn("the top-level index stays in memory for now", "err", err)
 		}
 	}
@@ -450,7 +451,7 @@ func (x *Index) Flush(mark []byte) error {
 	}
 	x.writing.lock()
 	defer x.writing.unlock()
-	return x.flushLocked(mark)
+	return x.flushLocked(mark, false)
 }
 
 func (x *Index) flush() error {
@@ -459,11 +460,12 @@ func (x *Index) flush() error {
 	if x.memory() < x.opts.Memory/2 {
 		return nil // somebody else did
 	}
-	return x.flushLocked(x.mark())
+	return x.flushLocked(x.mark(), false)
 }
 
-// flushLocked writes the runs in memory as one run on disk.
-func (x *Index) flushLocked(mark []byte) error {
+// flushLocked writes the runs in memory as one run on disk, and then a manifest, which
+// it does always or if there is something new.
+func (x *Index) flushLocked(mark []byte, always bool) error {
 	if x.fs == nil {
 		return nil
 	}
@@ -474,7 +476,7 @@ func (x *Index) flushLocked(mark []byte) error {
 	x.mu.Lock()
 	same := string(mark) == string(x.mu.mark)
 	x.mu.Unlock()
-	if len(mem) == 0 && same {
+	if len(mem) == 0 && same && !always {
 		return nil
 	}
 	var srcs []source
@@ -617,12 +619,14 @@ func (x *Index) doubtRun(r *diskRun) {
 // kick starts merging, beside everything else, if there is something to merge.
 func (x *Index) kick() {
 	x.mu.Lock()
-	defer x.mu.Unlock()
-	if x.fs == nil || x.mu.merging || x.mu.closed || !x.mu.started || len(x.pickLocked()) == 0 {
-		return
+	due := x.fs != nil && !x.mu.merging && !x.mu.closed && x.mu.started && len(x.pickLocked()) > 0
+	if due {
+		x.mu.merging = true
 	}
-	x.mu.merging = true
-	x.opts.Spawn(x.merge)
+	x.mu.Unlock()
+	if due {
+		x.opts.Spawn(x.merge)
+	}
 }
 
 // pickLocked says which runs to merge.
@@ -856,7 +860,12 @@ func (st *state) first(f fingerprint, i int, s *scratch) (_ int, err error) {
 	s.found = s.found[:0]
 	r := st.disk[i]
 	old := r.guard()
-	defer func() { r.unguard(old, &err) }()
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if p := recover(); p != nil {
+			err = r.fault(p)
+		}
+	}()
 	for ; i < len(st.disk); i++ {
 		r = st.disk[i]
 		if s.found, err = r.find(f, s.found); err != nil || len(s.found) > 0 {
@@ -998,7 +1007,7 @@ func (x *Index) Adopt(former *Index, mark []byte) error {
 	x.mu.adopted = true
 	x.mu.Unlock()
 	x.writing.lock()
-	err := x.flushLocked(mark)
+	err := x.flushLocked(mark, true)
 	x.writing.unlock()
 	if err != nil {
 		// The new manifest may be there or not. A start copes with both as long as the
@@ -1035,7 +1044,7 @@ func (x *Index) Close() error {
 	x.cancel()
 	x.writing.lock()
 	defer x.writing.unlock()
-	err := x.flushLocked(x.mark())
+	err := x.flushLocked(x.mark(), false)
 	x.end()
 	x.Settle()
 	x.ended.Store(true)

@@ -23,6 +23,7 @@ var least = map[string]int{
 	"journal.TestCrashEveryOperation":    1_100,
 	"mount.TestUpgraderCrash":            10,
 	"mount.TestUpgraderDiskFaults":       30,
+	"toplevel.TestFaultAtEveryOperation": 500,
 }
 
 // Total is how many crash points an ordinary run of all tests drives at least.
