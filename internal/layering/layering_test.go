@@ -69,6 +69,7 @@ var table = map[string]entry{
 	"internal/carscan/hostile":  {layer: 1, kind: suite},
 	"journal/journaltest":       {layer: 2, kind: suite},
 	"projection/projectiontest": {layer: 3, kind: suite},
+	"index/toplevel":            {layer: 2, onTop: []string{"index"}},
 	"index/indextest":           {layer: 2, kind: suite},
 	"mount/mounttest":           {layer: 2, kind: suite},
 

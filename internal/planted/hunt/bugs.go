@@ -60,6 +60,12 @@ var bugs = []bug{
 
 	{"index-page-not-checked", "a page of an index is used without looking at its checksum",
 		"index", "TestEveryFlippedByte", nil, "C10, F20"},
+	{"toplevel-bucket-not-checked", "a bucket of the top-level index is used without looking at its checksum",
+		"index/toplevel", "TestDamage", nil, "C10, F20"},
+	{"toplevel-filter-not-checked", "a filter of the top-level index is used without looking at its checksum",
+		"index/toplevel", "TestDamage", nil, "C10, F20"},
+	{"toplevel-manifest-not-written", "runs of the top-level index are merged and removed, and the manifest stays",
+		"index/toplevel", "TestAgainstAMap", nil, "G7"},
 	{"index-entry-off-by-one", "the lookup returns the entry after the one it found",
 		"index", "TestIndexAgainstMap", nil, "I7, I13"},
 	{"index-of-another-life-opened", "an index of another shard, or of a former life, is opened",
