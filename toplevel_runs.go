@@ -3,6 +3,7 @@ package dagstore
 import (
 	"context"
 	"errors"
+	"sync/atomic"
 
 	mh "github.com/multiformats/go-multihash"
 
@@ -20,6 +21,8 @@ type runEntries struct {
 	d *DAGStore
 	x *toplevel.Index
 	t *topLevel // the view that they are of
+	// mending: damage was met, and the entries are being made anew.
+	mending atomic.Bool
 }
 
 // openRuns opens the entries in Config.TopLevelDir, or makes some in memory.
@@ -74,15 +77,21 @@ func markOf(pos journal.Position) []byte {
 
 // damaged has the entries made anew, once: lookups that meet the damage fail meanwhile.
 func (r *runEntries) damaged(err error) {
+	if r.mending.Swap(true) {
+		return
+	}
 	r.d.log.Error("the top-level index is damaged and is made anew from the shard indices", "err", err)
 	r.d.loop.complete(input{ctl: func() {
 		if r.d.top.Load() != r.t || r.d.loop.closing {
 			return
 		}
 		r.d.loop.spawn(func() {
-			if err := r.d.views.Rebuild(r.d.ctx, TopLevelView); err != nil && !errors.Is(err, projection.ErrRebuilding) && r.d.ctx.Err() == nil {
-				r.d.log.Error("the top-level index cannot be made anew", "err", err)
+			err := r.d.views.Rebuild(r.d.ctx, TopLevelView)
+			if err == nil || errors.Is(err, projection.ErrRebuilding) || r.d.ctx.Err() != nil {
+				return
 			}
+			r.mending.Store(false) // whoever meets it next tries again
+			r.d.log.Error("the top-level index cannot be made anew", "err", err)
 		})
 	}})
 }

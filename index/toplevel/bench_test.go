@@ -1,0 +1,98 @@
+package toplevel
+
+import (
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/multiformats/go-multihash"
+)
+
+var benchEntries = flag.Uint64("toplevel.entries", 1_000_000, "entries of the benchmarks")
+
+// benchShard is how many blocks a shard of the benchmarks has.
+const benchShard = 100_000
+
+// fill adds shards with two goroutines.
+func fill(tb testing.TB, x *Index, entries uint64) {
+	var next atomic.Uint64
+	var wg sync.WaitGroup
+	for range 2 {
+		wg.Go(func() {
+			for n := next.Add(1) - 1; n < entries/benchShard; n = next.Add(1) - 1 {
+				if err := x.Add(tb.Context(), ingestNo(int(n)), span{n * benchShard, (n + 1) * benchShard}); err != nil {
+					tb.Error(err)
+					return
+				}
+			}
+		})
+	}
+	wg.Wait()
+}
+
+// BenchmarkInsert adds shards of 100,000 blocks to an index on disk, merges included,
+// the last of which is waited for. Making the multihashes takes some 60 ns of it.
+func BenchmarkInsert(b *testing.B) {
+	for b.Loop() {
+		x := must(Open(b.TempDir(), Options{}, Hooks{}))
+		x.Start()
+		began := time.Now()
+		fill(b, x, *benchEntries)
+		added := time.Since(began)
+		if err := x.Flush(nil); err != nil {
+			b.Fatal(err)
+		}
+		x.Settle()
+		n, st := float64(*benchEntries), x.Stats()
+		b.ReportMetric(n/added.Seconds(), "entries/s")
+		b.ReportMetric(n/time.Since(began).Seconds(), "merged-entries/s")
+		b.ReportMetric(float64(st.DiskBytes)/n, "disk-B/entry")
+		b.ReportMetric(float64(st.FilterBytes)/n, "memory-B/entry")
+		b.ReportMetric(float64(st.WrittenBytes)/n, "written-B/entry")
+		b.ReportMetric(float64(st.Runs), "runs")
+		if err := x.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// BenchmarkLookup looks up random multihashes with as many goroutines as processors.
+func BenchmarkLookup(b *testing.B) {
+	x := must(Open(b.TempDir(), Options{}, Hooks{}))
+	x.Start()
+	fill(b, x, *benchEntries)
+	if err := x.Flush(nil); err != nil {
+		b.Fatal(err)
+	}
+	x.Settle()
+	const sample = 1 << 18
+	make := func(from, n uint64) []multihash.Multihash {
+		out := make([]multihash.Multihash, sample)
+		rng := rand.New(rand.NewPCG(from, 4))
+		for i := range out {
+			out[i] = hash(from+rng.Uint64N(n), nil)
+		}
+		return out
+	}
+	for name, mhs := range map[string][]multihash.Multihash{"hit": make(0, *benchEntries), "miss": make(1<<40, 1<<40)} {
+		b.Run(fmt.Sprintf("%s/runs=%d", name, x.Stats().Runs), func(b *testing.B) {
+			b.ReportAllocs()
+			var from atomic.Uint64
+			b.RunParallel(func(pb *testing.PB) {
+				found := 0
+				i := from.Add(sample / 7)
+				for ; pb.Next(); i++ {
+					if err := x.Lookup(mhs[i%sample], func(Ingest) bool { found++; return true }); err != nil {
+						b.Error(err)
+						return
+					}
+				}
+			})
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lookups/s")
+		})
+	}
+}
