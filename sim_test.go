@@ -256,7 +256,7 @@ func (s *simulator) open(opts openFaults) error {
 		c.MaxConcurrentReadyFetches = 1 + int(s.seed/3%3)
 		c.MaxConcurrentOpens = 1 + int(s.seed/9%3)
 		c.IdleHandles = int(s.seed%4) - 1
-		c.TopLevel = toplevel.Options{Memory: 512 << (s.seed % 3), FanIn: 2 << (s.seed % 2), MergeShare: 1}
+		c.TopLevel = toplevel.Options{Memory: 512 << (s.seed % 3), FanIn: 2 << (s.seed % 2), MergeShare: 1, RestAfter: -1}
 		c.Logger = slog.New(slog.DiscardHandler)
 		if s.seed%3 == 0 {
 			c.FailureCh = make(chan ShardResult, 2) // nobody reads it

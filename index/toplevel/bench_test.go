@@ -62,13 +62,15 @@ func BenchmarkInsert(b *testing.B) {
 
 // BenchmarkLookup looks up random multihashes with as many goroutines as processors.
 func BenchmarkLookup(b *testing.B) {
-	x := must(Open(b.TempDir(), Options{}, Hooks{}))
+	x := must(Open(b.TempDir(), Options{RestAfter: 50 * time.Millisecond}, Hooks{}))
 	x.Start()
 	fill(b, x, *benchEntries)
 	if err := x.Flush(nil); err != nil {
 		b.Fatal(err)
 	}
-	x.Settle()
+	for x.Stats().Runs > 2 || x.Stats().Merging { // at rest
+		time.Sleep(10 * time.Millisecond)
+	}
 	const sample = 1 << 18
 	make := func(from, n uint64) []multihash.Multihash {
 		out := make([]multihash.Multihash, sample)

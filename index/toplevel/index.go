@@ -36,6 +36,9 @@ type Options struct {
 	// MergeShare is the part of the time that a merge may work while nothing is
 	// behind: 1 does not pause, 0 means ½. It never pauses when runs pile up.
 	MergeShare float64
+	// RestAfter is when an index that nothing is added to merges what is left, to two
+	// runs at most; 0 means 2 s, negative never.
+	RestAfter time.Duration
 	// Spawn runs the merges; nil: go.
 	Spawn func(func())
 	// Logger is told what goes wrong in the background.
@@ -69,6 +72,9 @@ func (o *Options) setDefaults() error {
 	}
 	if o.MergeShare < 0 || o.MergeShare > 1 {
 		return fmt.Errorf("top-level index: a merge share of %g; it has to be above 0 and at most 1", o.MergeShare)
+	}
+	if o.RestAfter == 0 {
+		o.RestAfter = 2 * time.Second
 	}
 	if o.Spawn == nil {
 		o.Spawn = func(f func()) { go f() }
@@ -116,7 +122,9 @@ type Index struct {
 		// doubtful holds runs that a manifest may or may not name.
 		doubtful []string
 		failed   error // of the last attempt to write
-		dead     int   // ingests that died since they were last counted
+		puts     uint64
+		resting  *time.Timer
+		dead     int // ingests that died since they were last counted
 	}
 	stats struct {
 		flushes, merges, written, merged atomic.Uint64
@@ -357,6 +365,7 @@ func (x *Index) put(in Ingest, es []entry, whole bool) error {
 	st := *x.state.Load()
 	st.mem = append(slices.Clone(st.mem), r)
 	x.state.Store(&st)
+	x.mu.puts++
 	x.mu.Unlock()
 	if !x.writing.tryLock() {
 		return nil // somebody else is at it
@@ -626,21 +635,72 @@ func (x *Index) kick() {
 	x.mu.Unlock()
 	if due {
 		x.opts.Spawn(x.merge)
+	} else {
+		x.rest()
 	}
 }
 
-// pickLocked says which runs to merge.
-func (x *Index) pickLocked() []*diskRun {
+// rest has what is left merged when nothing was added for a while.
+func (x *Index) rest() {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if x.opts.RestAfter < 0 || x.fs == nil || x.mu.closed || !x.mu.started {
+		return
+	}
+	if x.mu.resting != nil {
+		x.mu.resting.Stop()
+	}
+	puts := x.mu.puts
+	x.mu.resting = time.AfterFunc(x.opts.RestAfter, func() {
+		x.mu.Lock()
+		quiet := x.mu.puts == puts
+		due := quiet && !x.mu.merging && !x.mu.closed && len(x.restLocked()) > 0
+		if due {
+			x.mu.merging = true
+		}
+		x.mu.Unlock()
+		switch {
+		case due:
+			x.opts.Spawn(x.mergeRest)
+		case !quiet:
+			x.rest()
+		}
+	})
+}
+
+func (x *Index) restLocked() []*diskRun { return x.choose(Rest) }
+
+// mergeRest is a merge of what is left.
+func (x *Index) mergeRest() {
+	x.mu.Lock()
+	runs := x.restLocked()
+	x.mu.Unlock()
+	if len(runs) > 0 {
+		if err := x.mergeRuns(runs); err != nil {
+			x.mergeFailed(err)
+			return
+		}
+	}
+	x.merge()
+}
+
+// choose returns the runs that a plan picks.
+func (x *Index) choose(plan func([]RunSize) []int) []*diskRun {
 	st := x.state.Load()
 	sizes := make([]RunSize, len(st.disk))
 	for i, r := range st.disk {
 		sizes[i] = RunSize{Entries: r.entries, Dead: st.dead[i]}
 	}
 	var runs []*diskRun
-	for _, i := range Plan(sizes, x.opts.FanIn) {
+	for _, i := range plan(sizes) {
 		runs = append(runs, st.disk[i])
 	}
 	return runs
+}
+
+// pickLocked says which runs to merge.
+func (x *Index) pickLocked() []*diskRun {
+	return x.choose(func(sizes []RunSize) []int { return Plan(sizes, x.opts.FanIn) })
 }
 
 // merge merges until there is nothing to merge.
@@ -652,20 +712,26 @@ func (x *Index) merge() {
 			x.mu.merging = false
 			x.mu.idle.Broadcast()
 			x.mu.Unlock()
+			x.rest()
 			return
 		}
 		x.mu.Unlock()
 		if err := x.mergeRuns(runs); err != nil {
-			x.mu.Lock()
-			x.mu.merging = false // until the next flush
-			x.mu.idle.Broadcast()
-			x.mu.Unlock()
-			if x.ctx.Err() == nil {
-				x.opts.Logger.Warn("top-level index: merge", "err", err)
-				x.noteDamage(err)
-			}
+			x.mergeFailed(err)
 			return
 		}
+	}
+}
+
+// mergeFailed ends a merge, until the next flush.
+func (x *Index) mergeFailed(err error) {
+	x.mu.Lock()
+	x.mu.merging = false
+	x.mu.idle.Broadcast()
+	x.mu.Unlock()
+	if x.ctx.Err() == nil {
+		x.opts.Logger.Warn("top-level index: merge", "err", err)
+		x.noteDamage(err)
 	}
 }
 
@@ -1031,6 +1097,9 @@ func (x *Index) Adopt(former *Index, mark []byte) error {
 func (x *Index) end() {
 	x.mu.Lock()
 	x.mu.closed = true
+	if x.mu.resting != nil {
+		x.mu.resting.Stop()
+	}
 	x.mu.Unlock()
 	x.cancel()
 }

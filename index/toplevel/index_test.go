@@ -13,6 +13,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/multiformats/go-multihash"
 	"pgregory.net/rapid"
@@ -660,6 +662,57 @@ func TestDeadEntriesGo(t *testing.T) {
 	if err := x.Close(); err != nil {
 		t.Error(err)
 	}
+}
+
+// TestRest: an index that nothing is added to comes to two runs at most by itself.
+func TestRest(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		x := must(OpenOn(fsio.NewSim(1, fsio.TraceLimit(0)), "/top", Options{FanIn: 16, RestAfter: time.Minute}, Hooks{}))
+		x.Start()
+		for n := range 10 {
+			if err := errors.Join(x.Add(t.Context(), ingestNo(n), span{uint64(n) * 50, uint64(n)*50 + 50}), x.Flush(nil)); err != nil {
+				t.Fatal(err)
+			}
+			time.Sleep(30 * time.Second)
+			synctest.Wait()
+			if st := x.Stats(); st.Runs != n+1 {
+				t.Fatalf("after flush %d: %+v", n, st)
+			}
+		}
+		time.Sleep(time.Minute)
+		synctest.Wait()
+		if st := x.Stats(); st.Runs > 2 || st.Entries != 500 {
+			t.Errorf("at rest: %+v", st)
+		}
+		for i := range uint64(500) {
+			if got := gens(t, x, i); !slices.Equal(got, []uint64{i/50 + 1}) {
+				t.Fatalf("multihash %d: %v", i, got)
+			}
+		}
+		if err := x.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	rapid.Check(t, func(t *rapid.T) {
+		var runs []RunSize
+		for _, n := range rapid.SliceOfN(rapid.Uint64Range(1, 1000), 0, 20).Draw(t, "runs") {
+			runs = append(runs, RunSize{Entries: n})
+		}
+		for pick := Rest(runs); pick != nil; pick = Rest(runs) {
+			if len(pick) < 2 {
+				t.Fatalf("%v of %v", pick, runs)
+			}
+			sum := uint64(0)
+			for _, i := range slices.Backward(pick) {
+				sum += runs[i].Entries
+				runs = slices.Delete(runs, i, i+1)
+			}
+			runs = append(runs, RunSize{Entries: sum})
+		}
+		if len(runs) > 2 {
+			t.Fatalf("%v", runs)
+		}
+	})
 }
 
 // TestPlan: fewer than fan-in runs are left in each tier, and what is merged is worth it.

@@ -45,6 +45,31 @@ func Plan(runs []RunSize, fanIn int) []int {
 	return nil
 }
 
+// Rest says which of runs to merge when there is nothing else to do, nil for none: all of
+// them while the smaller ones come to a quarter of the largest or more, and the smaller
+// ones otherwise. So an index at rest has two runs at most, and what that wrote was
+// written for the fourth part of it at least.
+func Rest(runs []RunSize) []int {
+	largest, sum := 0, uint64(0)
+	all := make([]int, len(runs))
+	for i := range runs {
+		all[i] = i
+		sum += runs[i].Entries
+		if runs[i].Entries > runs[largest].Entries {
+			largest = i
+		}
+	}
+	switch {
+	case len(runs) < 2:
+		return nil
+	case 4*(sum-runs[largest].Entries) >= runs[largest].Entries:
+		return all
+	case len(runs) == 2:
+		return nil
+	}
+	return slices.Delete(all, largest, largest+1)
+}
+
 // tier is ⌊log_fanIn(n)⌋; fanIn is a power of two.
 func tier(n uint64, fanIn int) int {
 	return (bits.Len64(max(n, 1)) - 1) / (bits.Len(uint(fanIn)) - 1)
