@@ -69,7 +69,7 @@ func BenchmarkLookup(b *testing.B) {
 		b.Fatal(err)
 	}
 	for x.Stats().Runs > 2 || x.Stats().Merging { // at rest
-		time.Sleep(10 * time.Millisecond)
+		<-time.After(10 * time.Millisecond)
 	}
 	const sample = 1 << 18
 	make := func(from, n uint64) []multihash.Multihash {
