@@ -235,7 +235,7 @@ type record struct {
 	gen, tag uint64
 	key      string
 	entries  uint32
-	whole    bool // no run of the index that is older, or this one, lacks entries of it
+	whole    bool // this run has all of its entries
 }
 
 func (r *record) ingest() Ingest {

@@ -157,8 +157,7 @@ func (t token) tryLock() bool {
 func New(o Options, h Hooks) (*Index, error) { return open(nil, "", o, h) }
 
 // Open opens the index in a directory, which is made if missing. One process at a time
-// may have it open. If the index there is damaged it begins empty, and [Index.Mark] is
-// empty too. Nothing is merged before [Index.Start].
+// may have it open. What is damaged there is left out, and [Index.Mark] is empty then. Nothing is merged before [Index.Start].
 func Open(dir string, o Options, h Hooks) (*Index, error) { return open(fsio.OS(), dir, o, h) }
 
 // OpenOn is [Open] on any file system.
@@ -311,9 +310,19 @@ func (x *Index) Mark() []byte {
 // Add adds the multihashes of an ingest, which are durable with the next Flush, or
 // earlier. Adding an ingest again changes nothing. They need not all become visible at
 // once, and after an error some may be: an ingest should not count before it is whole,
-// which is for [Hooks].Alive's master to see to. Errors of it, which are those of a
-// shard's index, come back as they are.
+// which is for whoever reads what [Index.Lookup] finds to see to. Errors of it, which are
+// those of a shard's index, come back as they are.
 func (x *Index) Add(ctx context.Context, in Ingest, it index.MultihashIterator) error {
+	return x.add(ctx, in, it, true)
+}
+
+// AddPart is Add for some of an ingest's multihashes: it leaves open whether the others
+// are there.
+func (x *Index) AddPart(ctx context.Context, in Ingest, it index.MultihashIterator) error {
+	return x.add(ctx, in, it, false)
+}
+
+func (x *Index) add(ctx context.Context, in Ingest, it index.MultihashIterator, whole bool) error {
 	if err := in.Key.Validate(); err != nil {
 		return err
 	}
@@ -334,7 +343,8 @@ func (x *Index) Add(ctx context.Context, in Ingest, it index.MultihashIterator) 
 			}
 		}
 		if len(es) >= chunk {
-			if err := x.put(in, es, false); err != nil {
+			whole = false
+			if err := x.put(in, es, whole); err != nil {
 				return err
 			}
 			es = es[:0]
@@ -346,11 +356,11 @@ func (x *Index) Add(ctx context.Context, in Ingest, it index.MultihashIterator) 
 	if err = errors.Join(err, ctx.Err()); err != nil {
 		return err
 	}
-	return x.put(in, es, true)
+	return x.put(in, es, whole)
 }
 
 // put shows entries of an ingest, and then sees to it that there are few runs and
-// little in memory. whole says that the ingest's other entries are there.
+// little in memory. whole says that they are all of the ingest's entries.
 func (x *Index) put(in Ingest, es []entry, whole bool) error {
 	if err := x.admit(); err != nil || len(es) == 0 {
 		return err
@@ -948,7 +958,8 @@ func (r *diskRun) guardedIngest(i uint32, buf *[shard.MaxKeyLen]byte) (rec recor
 
 // Ingests calls yield for every ingest that the index has entries of, dead ones
 // included and some more than once, until it returns false. whole says that all of the
-// ingest's entries are there.
+// ingest's entries are there: they came in one piece, so that they were kept, merged and
+// left out together. Of a shard that is taken in several pieces it is never said.
 func (x *Index) Ingests(yield func(in Ingest, whole bool) bool) error {
 	if x.ended.Load() {
 		return ErrClosed

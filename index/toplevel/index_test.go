@@ -232,13 +232,16 @@ func TestAgainstAMap(t *testing.T) {
 	})
 }
 
-// script is what the crash test does; it returns the generation that was flushed last.
-func script(x *Index, mark *atomic.Uint64) (flushed uint64) {
+// script is what the fault test does. It returns the generation that was flushed last,
+// and which were added.
+func script(x *Index, mark *atomic.Uint64) (flushed uint64, added map[uint64]bool) {
+	added = make(map[uint64]bool)
 	for n := range 9 {
 		in := ingestNo(n)
 		if x.Add(context.Background(), in, span{uint64(n) * 20, uint64(n)*20 + 30}) != nil {
 			continue
 		}
+		added[in.Gen] = true
 		mark.Store(in.Gen)
 		if n%2 == 0 && x.Flush(binary.BigEndian.AppendUint64(nil, in.Gen)) == nil {
 			flushed = in.Gen
@@ -247,7 +250,7 @@ func script(x *Index, mark *atomic.Uint64) (flushed uint64) {
 	if x.Close() == nil {
 		flushed = mark.Load()
 	}
-	return flushed
+	return flushed, added
 }
 
 // TestFaultAtEveryOperation has every operation of the disk fail in every way. What a
@@ -268,10 +271,10 @@ func TestFaultAtEveryOperation(t *testing.T) {
 				}
 				began := disk.NumOps()
 				disk.FailAt(began+at, fault)
-				flushed := uint64(0)
+				flushed, added := uint64(0), map[uint64]bool(nil)
 				if x, err := OpenOn(disk, "/top", opts, hooks); err == nil {
 					x.Start()
-					flushed = script(x, &mark)
+					flushed, added = script(x, &mark)
 				}
 				if disk.NumOps() <= began+at {
 					break // it ended before
@@ -294,8 +297,8 @@ func TestFaultAtEveryOperation(t *testing.T) {
 					t.Fatalf("%s: the mark is %d, %d was flushed", what, got, flushed)
 				}
 				for n := range int(got) {
-					if fault != fsio.FaultCrash {
-						break // an Add may have failed
+					if !added[uint64(n)+1] {
+						continue // Add failed, and said so
 					}
 					for i := uint64(n) * 20; i < uint64(n)*20+30; i++ {
 						if !slices.Contains(gens(t, x, i), uint64(n)+1) {
@@ -304,7 +307,7 @@ func TestFaultAtEveryOperation(t *testing.T) {
 					}
 				}
 				mark.Store(0)
-				if script(x, &mark) != 9 {
+				if last, _ := script(x, &mark); last != 9 {
 					t.Fatalf("%s: the index cannot be gone on with: %v", what, x.Stats().Failed)
 				}
 				x = must(OpenOn(disk, "/top", opts, hooks))
@@ -427,6 +430,53 @@ func TestDamage(t *testing.T) {
 	look("nothing") // and everything is found again
 	if x := must(Open(dir, Options{}, hooks)); string(x.Mark()) != "mark" {
 		t.Errorf("mark %q", x.Mark())
+	}
+}
+
+// TestLostRun: whatever run is lost, and whatever was merged, an ingest that is said to
+// be whole is. A large shard lies in several runs. Proves C10, F20 (what a start takes
+// to be there).
+func TestLostRun(t *testing.T) {
+	for lost := 0; ; lost++ {
+		disk := fsio.NewSim(1, fsio.TraceLimit(0))
+		opts := Options{Memory: 16 << 10, FanIn: 64, MergeShare: 1, RestAfter: -1}
+		x := must(OpenOn(disk, "/top", opts, Hooks{}))
+		x.Start()
+		const large, small = 3000, 50
+		if err := errors.Join(
+			x.Add(t.Context(), ingestNo(0), span{0, large}),
+			x.Flush(nil),
+			x.Add(t.Context(), ingestNo(1), span{large, large + small}),
+			x.Close()); err != nil {
+			t.Fatal(err)
+		}
+		files := slices.DeleteFunc(must(disk.ReadDir("/top")), func(e os.DirEntry) bool { return e.Name() == manifestName })
+		if lost == len(files) {
+			if lost < 4 {
+				t.Fatalf("%d runs; the large shard is to lie in several", lost)
+			}
+			return
+		}
+		if err := disk.Remove(filepath.Join("/top", files[lost].Name())); err != nil {
+			t.Fatal(err)
+		}
+		x = must(OpenOn(disk, "/top", opts, Hooks{}))
+		whole := make(map[uint64]bool)
+		if err := x.Ingests(func(in Ingest, w bool) bool { whole[in.Gen] = whole[in.Gen] || w; return true }); err != nil {
+			t.Fatal(err)
+		}
+		for i := range uint64(large + small) {
+			gen := uint64(1)
+			if i >= large {
+				gen = 2
+			}
+			if whole[gen] && !slices.Contains(gens(t, x, i), gen) {
+				t.Fatalf("without run %d, ingest %d is said to be whole and lacks multihash %d", lost, gen, i)
+			}
+		}
+		if err := x.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }
 
