@@ -9,7 +9,6 @@ import (
 	"strings"
 
 	"github.com/ipfs/go-cid"
-	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/shard"
@@ -72,13 +71,12 @@ func (d *DAGStore) ExplainCIDFor(ctx context.Context, c cid.Cid, fresh Consisten
 	}
 	f = d.overlay(f)
 	x := CIDExplanation{CID: c.String(), Multihash: c.Hash().B58String(), Shards: []ShardChoice{}, Seq: f.Applied.Seq, AsOf: f}
-	keys, err := v.(*topLevel).holding(ctx, c.Hash())
+	holders, err := v.(*topLevel).holders(ctx, c.Hash())
 	if err != nil {
 		return CIDExplanation{}, err
 	}
-	x.Total = len(keys)
-	slices.SortFunc(keys, shard.Key.Compare)
-	cs := d.candidates(keys[:min(len(keys), maxCandidates)])
+	x.Total = len(holders)
+	cs := d.candidates(holders[:min(len(holders), maxCandidates)])
 	var live bool
 	if live = d.loop.control(func() { d.loop.lookAt(cs) }); !live {
 		return CIDExplanation{}, ErrClosed
@@ -108,21 +106,6 @@ func (s *ShardChoice) rank() (r int) {
 	return r
 }
 
-// holding returns the shards that h is found in, those that are not available too.
-func (t *topLevel) holding(ctx context.Context, h mh.Multihash) ([]shard.Key, error) {
-	var keys []shard.Key
-	err := t.entries.find(ctx, h, func(in ingest, known bool) bool {
-		if rec := t.d.cat.Get(in.key); known && (rec == nil || rec.Gen() != in.gen) {
-			return true
-		}
-		if !slices.Contains(keys, in.key) {
-			keys = append(keys, shard.KeyFromString(strings.Clone(in.key.String())))
-		}
-		return true
-	})
-	return keys, err
-}
-
 // candidate is what the choice of a shard depends on.
 type candidate struct {
 	key   shard.Key
@@ -135,12 +118,11 @@ type candidate struct {
 
 // candidates tells what is recorded of the shards, and whether their sources are read in
 // place. What is volatile the loop adds.
-func (d *DAGStore) candidates(keys []shard.Key) []candidate {
-	cs := make([]candidate, len(keys))
-	for i, key := range keys {
-		c := &cs[i]
-		c.key, c.state = key, ShardStateUnknown.String()
-		rec := d.cat.Get(key)
+func (d *DAGStore) candidates(holders []holder) []candidate {
+	cs := make([]candidate, len(holders))
+	for i, h := range holders {
+		c, rec := &cs[i], h.rec
+		c.key, c.state = h.key, ShardStateUnknown.String()
 		if rec == nil {
 			continue
 		}

@@ -63,8 +63,8 @@ func openFollower(ctx context.Context, dir string, opts []Option) (*DAGStore, er
 			return nil, err
 		}
 	}
-	if c.Journal != nil || c.Datastore != nil || c.ShardRepo != nil || c.TopLevelIndex != nil {
-		return nil, errors.New("a follower reads the directory: leave Journal, Datastore, ShardRepo and TopLevelIndex unset")
+	if c.Journal != nil || c.Datastore != nil || c.ShardRepo != nil || c.TopLevelIndex != nil || c.TopLevelDir != "" {
+		return nil, errors.New("a follower reads the directory and keeps a top-level index of its own in memory: leave Journal, Datastore, ShardRepo, TopLevelIndex and TopLevelDir unset")
 	}
 	c.fs = fsio.ReadOnly(c.fs)
 	r, err := journal.OpenReader(c.fs, filepath.Join(dir, "journal"))

@@ -3,7 +3,9 @@ package dagstore_test
 import (
 	"errors"
 	"io/fs"
+	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/dagstore/dagstore"
@@ -189,5 +191,20 @@ func TestFollowerOvertaken(t *testing.T) {
 	}
 	if dagstore.Jumps(f) == 0 {
 		t.Errorf("the follower was not overtaken: %+v", d.Health().Checkpoints)
+	}
+}
+
+// TestFollowerHasNoTopLevelDir: a follower writes nothing, so it takes no directory for
+// a top-level index. Proves G18 (what a follower refuses).
+func TestFollowerHasNoTopLevelDir(t *testing.T) {
+	dir := t.TempDir()
+	closeStore(t, open(t, dir))
+	other := filepath.Join(t.TempDir(), "top")
+	_, err := dagstore.OpenFollower(background, dir, dagstore.WithConfig(func(c *dagstore.Config) { c.TopLevelDir = other }))
+	if err == nil || !strings.Contains(err.Error(), "TopLevelDir") {
+		t.Errorf("a follower with a directory to write to: %v", err)
+	}
+	if _, err := os.Stat(other); err == nil {
+		t.Error("and it made the directory")
 	}
 }

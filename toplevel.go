@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -60,7 +61,7 @@ type shardEntries interface {
 	// whole says that the entries of all shards are taken to be there.
 	whole() bool
 	// held calls yield for what is known to be wholly there.
-	held(yield func(gen uint64, tag contentTag)) error
+	held(yield func(ingest)) error
 	// fresh returns where they are made anew.
 	fresh() (shardEntries, error)
 	// succeed is called when they take the place of former.
@@ -88,6 +89,8 @@ type ingest struct {
 	tag contentTag
 	// again: there may be entries of another content of this life.
 	again bool
+	// part: these are not all entries of the content.
+	part bool
 }
 
 var (
@@ -141,13 +144,9 @@ func (t *topLevel) Succeed(former projection.View) error {
 // Seed adds every shard that is available in the catalogue's state s from its index, in
 // place of all events up to there, unless its entries are there.
 func (t *topLevel) Seed(ctx context.Context, s *projection.Snapshot) error {
-	type content struct {
-		gen uint64
-		tag contentTag
-	}
-	have := make(map[content]struct{})
 	if !t.entries.whole() {
-		err := t.entries.held(func(gen uint64, tag contentTag) { have[content{gen, tag}] = struct{}{} })
+		have := make(map[ingest]struct{})
+		err := t.entries.held(func(in ingest) { have[in] = struct{}{} })
 		if err != nil {
 			return err
 		}
@@ -155,7 +154,7 @@ func (t *topLevel) Seed(ctx context.Context, s *projection.Snapshot) error {
 			if rec.Life() != shard.Available {
 				return true
 			}
-			if _, ok := have[content{rec.Gen(), tagOf(rec.Index())}]; !ok {
+			if _, ok := have[ingest{key: rec.Key(), gen: rec.Gen(), tag: tagOf(rec.Index())}]; !ok {
 				err = t.enter(ctx, rec)
 			}
 			return err == nil && ctx.Err() == nil
@@ -375,21 +374,30 @@ func (t *topLevel) alive(in ingest) bool {
 	return tagOf(rec.Index()) == in.tag
 }
 
-// holders calls visit for every record of a shard that h is found in, once each, whatever
-// the shard's state is. A shard that the catalogue does not know is left out.
-func (t *topLevel) holders(ctx context.Context, h mh.Multihash, visit func(rec *projection.Record)) error {
-	var few [8]shard.Key
-	seen := few[:0]
-	return t.entries.find(ctx, h, func(in ingest, known bool) bool {
+// holder is a shard that a multihash is found in.
+type holder struct {
+	key shard.Key
+	rec *projection.Record // nil: an index of others knows it and the catalogue does not
+}
+
+// holders returns the shards that h is found in, in the order of their keys, whatever
+// their states are. Entries of another life or content do not count.
+func (t *topLevel) holders(ctx context.Context, h mh.Multihash) ([]holder, error) {
+	var all []holder
+	err := t.entries.find(ctx, h, func(in ingest, known bool) bool {
 		rec := t.d.cat.Get(in.key)
-		if rec == nil || known && (rec.Gen() != in.gen || rec.Life() == shard.Available && tagOf(rec.Index()) != in.tag) {
-			return true
+		switch {
+		case known && (rec == nil || rec.Gen() != in.gen || rec.Life() == shard.Available && tagOf(rec.Index()) != in.tag):
+		case rec == nil:
+			all = append(all, holder{shard.KeyFromString(strings.Clone(in.key.String())), nil})
+		default:
+			all = append(all, holder{rec.Key(), rec}) // in.key is not ours to keep
 		}
-		if slices.Contains(seen, in.key) {
-			return true
-		}
-		seen = append(seen, rec.Key())
-		visit(rec)
 		return true
 	})
+	if len(all) > 1 { // an ingest may be in several runs
+		slices.SortFunc(all, func(a, b holder) int { return a.key.Compare(b.key) })
+		all = slices.CompactFunc(all, func(a, b holder) bool { return a.key == b.key })
+	}
+	return all, err
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/dagstore/dagstore/index/toplevel"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
+	"github.com/dagstore/dagstore/testdata"
 )
 
 // runsOf returns the names of the runs of a store's top-level index.
@@ -157,5 +158,45 @@ func TestTopLevelRemoval(t *testing.T) {
 			}
 			before = append(before, string(c.Hash()))
 		}
+	}
+}
+
+// TestTopLevelOfAnotherJournal: the top-level index of another store, whose generations
+// and contents are the same and whose keys are not, is not taken for this one's. Proves
+// F19, G11 (the store's own top-level index).
+func TestTopLevelOfAnotherJournal(t *testing.T) {
+	car, cids := makeCAR(randomBlocks(7, 30, 50)...)
+	dirs := []string{t.TempDir(), t.TempDir()}
+	for n, dir := range dirs {
+		d := open(t, dir)
+		register(t, d, key("shard of store %d", n), &mount.BytesMount{Bytes: car})
+		closeStore(t, d)
+	}
+	if err := os.RemoveAll(filepath.Join(dirs[1], "toplevel")); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Rename(filepath.Join(dirs[0], "toplevel"), filepath.Join(dirs[1], "toplevel")); err != nil {
+		t.Fatal(err)
+	}
+	d := open(t, dirs[1])
+	defer closeStore(t, d)
+	for _, c := range cids {
+		if keys, err := d.ShardsContainingMultihash(background, c.Hash()); err != nil || !slices.Equal(keys, []shard.Key{key("shard of store 1")}) {
+			t.Fatalf("%v, %v", keys, err)
+		}
+	}
+}
+
+// TestTopLevelInManyShards: a block that very many shards hold is found in each of them
+// once, at a cost that does not grow with the square of their number.
+func TestTopLevelInManyShards(t *testing.T) {
+	d := open(t, t.TempDir(), dagstore.WithConfig(func(c *dagstore.Config) { c.TopLevel = toplevel.Options{Memory: 4000, FanIn: 2} }))
+	const shards = 60
+	for n := range shards {
+		register(t, d, key("shard %02d", n), carV1())
+	}
+	keys, err := d.ShardsContainingMultihash(background, testdata.RootCID.Hash())
+	if err != nil || len(keys) != shards || !slices.IsSortedFunc(keys, shard.Key.Compare) || len(slices.Compact(slices.Clone(keys))) != shards {
+		t.Errorf("%d keys, want %d in order: %v, %v", len(keys), shards, keys, err)
 	}
 }

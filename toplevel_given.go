@@ -36,7 +36,7 @@ func newGivenEntries(x index.Inverted) *givenEntries {
 
 func (g *givenEntries) whole() bool { return !g.again }
 
-func (g *givenEntries) held(func(uint64, contentTag)) error { return nil }
+func (g *givenEntries) held(func(ingest)) error { return nil }
 
 func (g *givenEntries) fresh() (shardEntries, error) {
 	f := newGivenEntries(g.index)

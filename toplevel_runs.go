@@ -98,10 +98,10 @@ func (r *runEntries) damaged(err error) {
 
 func (r *runEntries) whole() bool { return false }
 
-func (r *runEntries) held(yield func(uint64, contentTag)) error {
+func (r *runEntries) held(yield func(ingest)) error {
 	return r.x.Ingests(func(in toplevel.Ingest, whole bool) bool {
 		if whole {
-			yield(in.Gen, contentTag(in.Tag))
+			yield(ingest{key: in.Key, gen: in.Gen, tag: contentTag(in.Tag)})
 		}
 		return true
 	})
@@ -122,7 +122,11 @@ func (r *runEntries) add(ctx context.Context, in ingest, current func() bool, it
 	if !current() {
 		return ErrShardUnknown
 	}
-	return r.x.Add(ctx, toplevel.Ingest{Key: in.key, Gen: in.gen, Tag: uint64(in.tag)}, it)
+	name := toplevel.Ingest{Key: in.key, Gen: in.gen, Tag: uint64(in.tag)}
+	if in.part {
+		return r.x.AddPart(ctx, name, it)
+	}
+	return r.x.Add(ctx, name, it)
 }
 
 func (r *runEntries) leave(shard.Key)                        {}

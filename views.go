@@ -214,16 +214,17 @@ func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency
 	if err != nil {
 		return nil, f, fmt.Errorf("find shards: %w", d.told(err))
 	}
-	var kept []shard.Key
-	err = v.(*topLevel).holders(ctx, h, func(rec *projection.Record) {
-		// What the view has not seen is another state of the shard, perhaps with other
-		// blocks.
-		if rec.Life() == shard.Available && rec.Seq() <= f.Applied.Seq {
-			kept = append(kept, rec.Key())
-		}
-	})
+	holders, err := v.(*topLevel).holders(ctx, h)
 	if err != nil {
 		return nil, f, err
+	}
+	kept := make([]shard.Key, 0, len(holders))
+	for i := range holders {
+		// What the view has not seen is another state of the shard, perhaps with other
+		// blocks.
+		if rec := holders[i].rec; rec != nil && rec.Life() == shard.Available && rec.Seq() <= f.Applied.Seq {
+			kept = append(kept, holders[i].key)
+		}
 	}
 	if len(kept) == 0 {
 		return nil, f, &NoShardError{Multihash: h, AsOf: f}
@@ -253,7 +254,7 @@ func (c currentIndex) AddMultihashesForShard(ctx context.Context, it index.Multi
 	if rec == nil {
 		return fmt.Errorf("top-level index: shard %q: %w", key, ErrShardUnknown)
 	}
-	in := ingest{key: rec.Key(), gen: rec.Gen(), tag: tagOf(rec.Index())}
+	in := ingest{key: rec.Key(), gen: rec.Gen(), tag: tagOf(rec.Index()), part: true}
 	return c.d.top.Load().entries.add(ctx, in, func() bool { return true }, it)
 }
 
