@@ -3,7 +3,8 @@
 //
 // The first is the shard index: one immutable, checksummed file per shard
 // generation, searched in place ([ShardIndex]), made from a CAR by [Build] as a
-// [Draft] and kept by a [LifeRepo]. The second is the top-level index, [Inverted].
+// [Draft] and kept by a [LifeRepo]. The second is the top-level index: [Inverted] for
+// those who bring their own; a store's own is in package index/toplevel.
 //
 //	CAR ──Build──▶ Draft ──PutIndex──▶ file ──OpenIndex──▶ ShardIndex ──Find──▶ Entry
 //	                 └─Multihashes──▶ Inverted ──GetShardsForMultihash──▶ shard keys

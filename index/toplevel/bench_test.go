@@ -60,19 +60,12 @@ func BenchmarkInsert(b *testing.B) {
 	}
 }
 
-// BenchmarkLookup looks up random multihashes with as many goroutines as processors.
+// BenchmarkLookup looks up random multihashes with as many goroutines as processors: in
+// an index as merging in tiers leaves it, which is what lookups meet while shards are
+// being added, and in one at rest.
 func BenchmarkLookup(b *testing.B) {
-	x := must(Open(b.TempDir(), Options{RestAfter: 50 * time.Millisecond}, Hooks{}))
-	x.Start()
-	fill(b, x, *benchEntries)
-	if err := x.Flush(nil); err != nil {
-		b.Fatal(err)
-	}
-	for x.Stats().Runs > 2 || x.Stats().Merging { // at rest
-		<-time.After(10 * time.Millisecond)
-	}
-	const sample = 1 << 18
-	make := func(from, n uint64) []multihash.Multihash {
+	const sample = 1 << 20
+	random := func(from, n uint64) []multihash.Multihash {
 		out := make([]multihash.Multihash, sample)
 		rng := rand.New(rand.NewPCG(from, 4))
 		for i := range out {
@@ -80,21 +73,43 @@ func BenchmarkLookup(b *testing.B) {
 		}
 		return out
 	}
-	for name, mhs := range map[string][]multihash.Multihash{"hit": make(0, *benchEntries), "miss": make(1<<40, 1<<40)} {
-		b.Run(fmt.Sprintf("%s/runs=%d", name, x.Stats().Runs), func(b *testing.B) {
-			b.ReportAllocs()
-			var from atomic.Uint64
-			b.RunParallel(func(pb *testing.PB) {
-				found := 0
-				i := from.Add(sample / 7)
-				for ; pb.Next(); i++ {
-					if err := x.Lookup(mhs[i%sample], func(Ingest) bool { found++; return true }); err != nil {
-						b.Error(err)
-						return
+	hits, misses := random(0, *benchEntries), random(1<<40, 1<<40)
+	for _, rest := range []time.Duration{-1, 50 * time.Millisecond} {
+		x := must(Open(b.TempDir(), Options{RestAfter: rest}, Hooks{}))
+		x.Start()
+		fill(b, x, *benchEntries)
+		if err := x.Flush(nil); err != nil {
+			b.Fatal(err)
+		}
+		for x.Stats().Merging || rest > 0 && x.Stats().Runs > 2 {
+			<-time.After(10 * time.Millisecond)
+		}
+		when := "at-rest"
+		if rest < 0 {
+			when = "in-tiers"
+		}
+		for _, look := range []struct {
+			name string
+			mhs  []multihash.Multihash
+		}{{"hit", hits}, {"miss", misses}} {
+			b.Run(fmt.Sprintf("%s/%s/runs=%d", look.name, when, x.Stats().Runs), func(b *testing.B) {
+				b.ReportAllocs()
+				var from atomic.Uint64
+				b.RunParallel(func(pb *testing.PB) {
+					found := 0
+					i := from.Add(sample / 7)
+					for ; pb.Next(); i++ {
+						if err := x.Lookup(look.mhs[i%sample], func(Ingest) bool { found++; return true }); err != nil {
+							b.Error(err)
+							return
+						}
 					}
-				}
+				})
+				b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lookups/s")
 			})
-			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "lookups/s")
-		})
+		}
+		if err := x.Close(); err != nil {
+			b.Fatal(err)
+		}
 	}
 }

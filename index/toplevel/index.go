@@ -27,7 +27,8 @@ import (
 type Options struct {
 	// Memory is about how many bytes entries may take before they are on disk, at 18
 	// each; 0 means 64 MiB. At half of it they are written; at all of it Add waits, and
-	// at twice as much it is refused.
+	// at twice as much it is refused. Each Add that is running takes up to a third of
+	// it more, and a merge some 10 MiB and 100 bytes for each ingest.
 	Memory int64
 	// FanIn is how many runs of about one size there may be before they are merged, a
 	// power of two from 2 to 64; 0 means 4. A larger one writes less and makes lookups
