@@ -641,3 +641,31 @@ func TestStress(t *testing.T) {
 	}
 	wantTally(t, w.history, value, f.Applied)
 }
+
+// patientUsage waits in Seed until the runner ends.
+type patientUsage struct {
+	seededUsage
+	entered chan struct{}
+}
+
+func (p patientUsage) Seed(ctx context.Context, _ *projection.Snapshot) error {
+	close(p.entered)
+	<-ctx.Done()
+	return context.Cause(ctx)
+}
+
+// TestCloseIsNoStall: a view that ends because the runner does is not stalled, and
+// nobody is told so.
+func TestCloseIsNoStall(t *testing.T) {
+	for range 300 {
+		p := patientUsage{seededUsage{newUsageView()}, make(chan struct{})}
+		w := newWorld(t, journal.NewMemory(), projection.Options{}, p)
+		<-p.entered
+		if err := w.r.Close(); err != nil {
+			t.Fatal(err)
+		}
+		if n := w.r.Stats().Stalls; n != 0 {
+			t.Fatalf("%d stalls", n)
+		}
+	}
+}

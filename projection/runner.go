@@ -491,7 +491,6 @@ func (r *Runner) Close() error { return r.CloseWithin(math.MaxInt64) }
 // is being written of the catalogue's checkpoints is waited for in any case. The views
 // stay as they are. Idempotent. No view may call it.
 func (r *Runner) CloseWithin(d time.Duration) error {
-	r.end(ErrEnded)
 	late := false
 	defer time.AfterFunc(d, func() {
 		r.mu.Lock()
@@ -502,6 +501,7 @@ func (r *Runner) CloseWithin(d time.Duration) error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.mu.closed = true
+	r.end(ErrEnded) // not before: a view that ends by it is not stalled
 	for _, v := range r.mu.views {
 		if v.retry != nil {
 			v.retry.Stop()
