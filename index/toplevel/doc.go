@@ -21,7 +21,7 @@
 //
 // # Liveness
 //
-// An ingest is live if the catalogue says so: [Options].Alive. Removing a shard is a
+// An ingest is live if the catalogue says so: [Hooks].Alive. Removing a shard is a
 // change of the catalogue and costs nothing here. Entries of ingests that are not live
 // are left out when runs are merged, and a run with more dead entries than live ones is
 // merged with itself.

@@ -108,7 +108,6 @@ func mergeInMemory(runs []*memRun, alive func(*record) bool) *memRun {
 type runWriter struct {
 	f       fsio.File
 	at      uint64
-	id      uint64
 	width   int
 	bits    uint32 // P
 	entries uint64
@@ -122,7 +121,7 @@ type runWriter struct {
 // writeRun merges srcs into the file that f becomes. step is called after each
 // partition with the bytes written and ends the merge with its error.
 func writeRun(f fsio.File, m *merger, epoch uint32, id uint64, step func(n int) error) (*footer, error) {
-	w := &runWriter{f: f, id: id, width: width(uint64(len(m.ingests))), bits: partBits(m.total)}
+	w := &runWriter{f: f, width: width(uint64(len(m.ingests))), bits: partBits(m.total)}
 	h := encodeHeader(epoch, id)
 	w.header = binary.LittleEndian.Uint32(h[headerLen-crcLen:])
 	if err := w.write(h); err != nil {
