@@ -433,6 +433,52 @@ func TestDamage(t *testing.T) {
 	}
 }
 
+// TestEveryByteOfARun flips a bit of every byte of a run in turn. What the run has is
+// found as it was, or the lookup or the opening is an error that says where. Proves
+// C10, F20 (runs of the top-level index).
+func TestEveryByteOfARun(t *testing.T) {
+	const entries = 150
+	dir := t.TempDir()
+	x := must(Open(dir, Options{}, Hooks{}))
+	if err := errors.Join(x.Add(t.Context(), ingestNo(0), span{0, entries}), x.Flush(nil)); err != nil {
+		t.Fatal(err)
+	}
+	good := x.state.Load().disk[0]
+	if good.parts[0].segment == 0 {
+		t.Fatal("the run has no filter")
+	}
+	for at := range good.data {
+		bad := bytes.Clone(good.data)
+		bad[at] ^= 1 << (at % 8)
+		r := &diskRun{name: "flipped", data: bad}
+		var damaged *DamagedError
+		if err := r.open(x.id, &good.footer.crc); err != nil {
+			if !errors.As(err, &damaged) && !errors.Is(err, ErrNewerFormat) {
+				t.Fatalf("byte %d: open: %v", at, err)
+			}
+			continue
+		}
+		failed := 0
+		st := &state{disk: []*diskRun{r}}
+		for i := range uint64(entries) {
+			found := false
+			err := st.lookup(x.key.of(hash(i, nil)), func(in Ingest) bool { found = found || in == ingestNo(0); return true })
+			switch {
+			case errors.As(err, &damaged):
+				failed++
+			case err != nil || !found:
+				t.Fatalf("byte %d of %d: multihash %d: %v, %v", at, len(bad), i, found, err)
+			}
+		}
+		if failed == 0 {
+			t.Errorf("byte %d of %d: nobody noticed", at, len(bad))
+		}
+	}
+	if err := x.Close(); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestLostRun: whatever run is lost, and whatever was merged, an ingest that is said to
 // be whole is. A large shard lies in several runs. Proves C10, F20 (what a start takes
 // to be there).
