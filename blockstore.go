@@ -79,10 +79,10 @@ func splitMultihash(m string) (code uint64, digest []byte, ok bool) {
 	return code, b[n+k:], true
 }
 
-// locate finds a block in the index. The accessor must be entered.
-func (b *ShardBlockstore) locate(c cid.Cid, m string) (location, error) {
+// locate finds a block in the index, as finder.find does. The accessor must be entered.
+func (b *ShardBlockstore) locate(c cid.Cid, m string, checked bool) (location, error) {
 	h := b.sa.h
-	loc, found, err := h.index.find(h.r, m)
+	loc, found, err := h.index.find(h.r, m, checked)
 	switch {
 	case err != nil:
 		b.sa.noteDamage(err)
@@ -94,16 +94,38 @@ func (b *ShardBlockstore) locate(c cid.Cid, m string) (location, error) {
 }
 
 // read fills p, which is as long as the block, and checks it.
-func (b *ShardBlockstore) read(c cid.Cid, code uint64, digest []byte, loc location, p []byte) error {
-	h := b.sa.h
-	if err := h.readAt(p, loc.data); err != nil {
-		return &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: err}
+func (b *ShardBlockstore) read(c cid.Cid, m string, loc location, p []byte) error {
+	err := b.sa.h.readAt(p, loc.data)
+	if err == nil {
+		err = b.check(m, p)
 	}
+	if err == nil {
+		return nil
+	}
+	return b.blame(c, m, loc, err)
+}
+
+// check holds the bytes of a block against its multihash.
+func (b *ShardBlockstore) check(m string, p []byte) error {
+	code, digest, _ := splitMultihash(m)
 	if b.verify && !carscan.Matches(code, digest, p) && !planted.Bug("store-block-not-verified") {
-		b.sa.noteCorrupt()
-		return &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: ErrBlockCorrupt}
+		return ErrBlockCorrupt
 	}
 	return nil
+}
+
+// blame says what is wrong if the block that the index names could not be read, or is
+// another one: the index, whose entry was not checked again before it was used, or the
+// source.
+func (b *ShardBlockstore) blame(c cid.Cid, m string, loc location, err error) error {
+	now, lerr := b.locate(c, m, true)
+	switch {
+	case lerr != nil && !ipld.IsNotFound(lerr):
+		return lerr
+	case errors.Is(err, ErrBlockCorrupt) && lerr == nil && now == loc:
+		b.sa.noteCorrupt()
+	}
+	return &BlockError{Shard: b.sa.h.key, Cid: c, Offset: loc.data, Err: err}
 }
 
 var errBadCID = errors.New("the CID has no well-formed multihash")
@@ -122,9 +144,17 @@ func (b *ShardBlockstore) begin(ctx context.Context, c cid.Cid) (m string, code 
 	return m, code, digest, b.sa.enter()
 }
 
-// Has says whether the shard holds the block.
+// Has says whether the shard holds the block. It does not read the block.
 func (b *ShardBlockstore) Has(ctx context.Context, c cid.Cid) (bool, error) {
-	_, err := b.GetSize(ctx, c)
+	m, code, _, err := b.begin(ctx, c)
+	if err != nil {
+		return false, err
+	}
+	defer b.sa.h.leave()
+	if code == mh.IDENTITY {
+		return true, nil
+	}
+	_, err = b.locate(c, m, false) // the digest is compared, the rest is not used
 	if ipld.IsNotFound(err) {
 		return false, nil
 	}
@@ -141,7 +171,7 @@ func (b *ShardBlockstore) GetSize(ctx context.Context, c cid.Cid) (int, error) {
 	if code == mh.IDENTITY {
 		return len(digest), nil
 	}
-	loc, err := b.locate(c, m)
+	loc, err := b.locate(c, m, true)
 	if err != nil {
 		return -1, err
 	}
@@ -158,12 +188,12 @@ func (b *ShardBlockstore) Get(ctx context.Context, c cid.Cid) (blocks.Block, err
 	if code == mh.IDENTITY {
 		return blocks.NewBlockWithCid([]byte(string(digest)), c)
 	}
-	loc, err := b.locate(c, m)
+	loc, err := b.locate(c, m, false)
 	if err != nil {
 		return nil, err
 	}
 	p := make([]byte, loc.size)
-	if err := b.read(c, code, digest, loc, p); err != nil {
+	if err := b.read(c, m, loc, p); err != nil {
 		return nil, err
 	}
 	return blocks.NewBlockWithCid(p, c)
@@ -186,7 +216,7 @@ func (b *ShardBlockstore) View(ctx context.Context, c cid.Cid, fn func([]byte) e
 	if code == mh.IDENTITY {
 		return fn(digest)
 	}
-	loc, err := b.locate(c, m)
+	loc, err := b.locate(c, m, false)
 	if err != nil {
 		return err
 	}
@@ -200,7 +230,7 @@ func (b *ShardBlockstore) View(ctx context.Context, c cid.Cid, fn func([]byte) e
 		*buf = make([]byte, loc.size)
 	}
 	p := (*buf)[:loc.size]
-	if err := b.read(c, code, digest, loc, p); err != nil {
+	if err := b.read(c, m, loc, p); err != nil {
 		return err
 	}
 	return fn(p)

@@ -125,6 +125,13 @@ type Config struct {
 	SkipVerifyOnIndex bool
 	// SkipVerifyOnRead serves blocks without hashing them.
 	SkipVerifyOnRead bool
+	// MapSources reads the files of file mounts through a mapping, as the store's own
+	// copies are, and not by system calls, which take longer than all else that a read
+	// of a small block does. A file that is cut short or cannot be read under its
+	// mapping gives an error and not a signal. Leave it off for files on network file
+	// systems, and where address space or the number of mappings is short: each open
+	// shard takes one.
+	MapSources bool
 	// MaxSectionSize is the largest CAR section in bytes that is accepted; 0 means
 	// the scanner's default of 32 MiB.
 	MaxSectionSize uint64

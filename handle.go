@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -24,7 +25,7 @@ type handle struct {
 	r     io.ReaderAt
 	size  int64
 	src   *source
-	data  []byte // the source mapped, if it is a sealed copy of ours; else nil
+	data  []byte // the source mapped, if it may be; else nil
 	unmap func() error
 	ahead readahead
 	index finder
@@ -41,12 +42,16 @@ type handle struct {
 
 const shutBias = -1 << 62
 
-func newHandle(key shard.Key, src *source, f finder) *handle {
+// newHandle joins a source and an index. Files that others own are read by system
+// calls, for they may shrink under a mapping, unless mapped is set.
+func newHandle(key shard.Key, src *source, f finder, mapped bool) *handle {
 	h := &handle{key: key, r: src.Reader, size: src.size, src: src, index: f, off: make(chan struct{})}
 	h.users.Store(1)
-	// Files that others own are read by system calls: they may shrink under a
-	// mapping.
-	if m, ok := src.Reader.(fsio.Mapper); ok {
+	m, ok := src.Reader.(fsio.Mapper)
+	if f, isFile := src.Reader.(*os.File); isFile && mapped {
+		m, ok = fsio.MapperOf(f)
+	}
+	if ok {
 		if data, unmap, err := m.Map(); err == nil {
 			h.data, h.unmap = data, unmap
 		}
@@ -119,8 +124,8 @@ func (h *handle) readAt(p []byte, off int64) error {
 	if off < 0 || off > h.size-int64(len(p)) {
 		return fmt.Errorf("%d bytes at %d lie outside the source of %d bytes", len(p), off, h.size)
 	}
-	if off+int64(len(p)) <= int64(len(h.data)) {
-		return copyMapped(p, h.data[off:])
+	if off+int64(len(p)) <= int64(len(h.data)) && copyMapped(p, h.data[off:]) {
+		return nil
 	}
 	n, err := h.ahead.readAt(h.r, p, off)
 	if n == len(p) {
@@ -132,9 +137,9 @@ func (h *handle) readAt(p []byte, off int64) error {
 	return err
 }
 
-// copyMapped copies out of a mapping. If the file was cut off underneath, which
-// nobody but an operator does to a sealed file, it is an error.
-func copyMapped(p, data []byte) (err error) {
+// copyMapped copies out of a mapping. It returns false if the mapping cannot be read
+// there: the file was cut off underneath, or its disk fails. Reading the file says which.
+func copyMapped(p, data []byte) (ok bool) {
 	old := debug.SetPanicOnFault(true)
 	defer func() {
 		debug.SetPanicOnFault(old)
@@ -142,9 +147,9 @@ func copyMapped(p, data []byte) (err error) {
 			if _, ok := r.(interface{ Addr() uintptr }); !ok {
 				panic(r)
 			}
-			err = fmt.Errorf("the local copy was cut off: %w", io.ErrUnexpectedEOF)
+			ok = false
 		}
 	}()
 	copy(p, data)
-	return nil
+	return true
 }

@@ -27,8 +27,13 @@ type location struct {
 
 // finder finds blocks in a source by multihash. It may be used concurrently.
 type finder interface {
-	find(r io.ReaderAt, m string) (location, bool, error)
+	// find returns where a block lies. What is found is to be believed only after the
+	// block itself was checked against its multihash, unless checked is set. That a
+	// block is not there can be believed.
+	find(r io.ReaderAt, m string, checked bool) (location, bool, error)
 	forEach(func(mh.Multihash, uint64) error) error
+	// payloadEnd is where the CARv1 payload ends in the source.
+	payloadEnd() int64
 	// checkSource proves cheaply that r is what was indexed. It is called once,
 	// before find.
 	checkSource(r io.ReaderAt, size int64) error
@@ -170,8 +175,12 @@ func (f *shardFinder) checkSource(r io.ReaderAt, size int64) error {
 	return nil
 }
 
-func (f *shardFinder) find(r io.ReaderAt, m string) (location, bool, error) {
-	e, found, err := f.x.Find(m)
+func (f *shardFinder) find(r io.ReaderAt, m string, checked bool) (location, bool, error) {
+	look := f.x.Find
+	if checked {
+		look = f.x.FindChecked
+	}
+	e, found, err := look(m)
 	if err != nil || !found {
 		return location{}, false, err
 	}
@@ -180,6 +189,14 @@ func (f *shardFinder) find(r io.ReaderAt, m string) (location, bool, error) {
 		return loc, err == nil, err
 	}
 	return location{int64(f.base + e.Offset + uint64(e.HeaderLen)), e.Size}, true, nil
+}
+
+func (f *shardFinder) payloadEnd() int64 {
+	if f.layout != nil {
+		return int64(f.layout.DataOffset + f.layout.DataSize)
+	}
+	b, _ := f.x.Binding()
+	return int64(b.DataOffset + b.DataSize)
 }
 
 func (f *shardFinder) forEach(visit func(mh.Multihash, uint64) error) error {
@@ -312,7 +329,7 @@ func (f *carFinder) checkSource(r io.ReaderAt, size int64) (err error) {
 	return err
 }
 
-func (f *carFinder) find(r io.ReaderAt, m string) (loc location, found bool, err error) {
+func (f *carFinder) find(r io.ReaderAt, m string, _ bool) (loc location, found bool, err error) {
 	var last error
 	err = f.idx.GetAll(cid.NewCidV1(cid.Raw, mh.Multihash(m)), func(offset uint64) bool {
 		loc, last = sectionAt(r, f.layout, offset, m)
@@ -327,6 +344,8 @@ func (f *carFinder) find(r io.ReaderAt, m string) (loc location, found bool, err
 	}
 	return location{}, false, errors.Join(err, last)
 }
+
+func (f *carFinder) payloadEnd() int64 { return int64(f.layout.DataOffset + f.layout.DataSize) }
 
 func (f *carFinder) forEach(visit func(mh.Multihash, uint64) error) error {
 	it, ok := f.idx.(carindex.IterableIndex)

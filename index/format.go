@@ -39,8 +39,8 @@ import (
 //	header, fan-outs and pages fill the file without a gap
 //
 // A page's CRC starts from a seed made of the header's CRC and the page's offset,
-// so that a page is valid in one place of one file only. Every page is checked on
-// every use; the fan-out is not, because it is only believed as far as the records
+// so that a page is valid in one place of one file only. Every page is checked before
+// it is believed (see probe for how often); the fan-out is not, because it is only believed as far as the records
 // of checked pages bear it out (see search). Every later version keeps the first 16
 // bytes and the CRC at H-4, so that a newer file can be told from a damaged one.
 const (
@@ -118,6 +118,8 @@ type group struct {
 	offset    uint64 // of the fan-out
 	pages     uint64 // offset of the first page
 	fanBits   uint32
+
+	checked *checkedPages // of an open index
 }
 
 func newGroup(code uint64, digestLen int, records uint64) group {
@@ -291,6 +293,7 @@ func (h *header) decodeGroups(b []byte, n int) (what string) {
 			records:   le.Uint64(b[16:]),
 			offset:    le.Uint64(b[24:]),
 			fanBits:   le.Uint32(b[32:]),
+			checked:   new(checkedPages),
 		}
 		b = b[groupLen:]
 		switch {

@@ -43,9 +43,11 @@ type finding struct {
 	entry Entry
 }
 
-// search finds the first record of g with the given digest.
+// search finds the first record of g with the given digest: in a mapped file by probe if
+// it can, and else by pages, each of which is checked when it is used. again has probe
+// do so too.
 //
-// It looks for the last page whose first record sorts before the digest; if the
+// A search by pages looks for the last page whose first record sorts before the digest; if the
 // digest is anywhere, it begins in that page or is the first record of the next.
 // The fan-out says where to look first. It may be wrong, and it may be useless for
 // digests made to share their leading bits: then the search gallops away from the
@@ -56,7 +58,7 @@ type finding struct {
 //
 // A mapping that cannot be read faults; turning that into a panic to recover from
 // costs 3 ns of the 110 that a lookup in cached memory takes.
-func (c *indexCore) search(g *group, digest []byte) (f finding, err error) {
+func (c *indexCore) search(g *group, digest []byte, again bool) (f finding, err error) {
 	if c.data != nil {
 		old := debug.SetPanicOnFault(true)
 		defer func() {
@@ -65,6 +67,9 @@ func (c *indexCore) search(g *group, digest []byte) (f finding, err error) {
 				err = c.fault(r)
 			}
 		}()
+		if f, ok, err := c.probe(g, digest, again); ok || err != nil {
+			return f, err
+		}
 		return c.searchPages(g, digest, nil)
 	}
 	buf := pageBuffers.Get().(*pageBuffer)

@@ -244,18 +244,28 @@ func (x *ShardIndex) Binding() (Binding, bool) {
 func (x *ShardIndex) SizesKnown() bool { return x.core.flags&flagSizesUnknown == 0 }
 
 // Find returns the entry of a multihash in binary form; of several the one with the
-// lowest offset. It does not allocate. An answer, "not found" included, rests on
-// records whose checksums were right a moment ago; otherwise there is an error.
+// lowest offset. It does not allocate.
+//
+// "Not found" rests on records whose checksums were right a moment ago; an entry on
+// records whose checksums were right at some time since the index was opened. Who
+// believes an entry without checking the block that it leads to, or finds that the
+// block is not there, asks [ShardIndex.FindChecked].
 func (x *ShardIndex) Find(mh string) (Entry, bool, error) {
-	return x.find(unsafe.Slice(unsafe.StringData(mh), len(mh)))
+	return x.find(unsafe.Slice(unsafe.StringData(mh), len(mh)), false)
+}
+
+// FindChecked is Find, and every answer rests on records whose checksums were right a
+// moment ago. It takes some 50 ns longer.
+func (x *ShardIndex) FindChecked(mh string) (Entry, bool, error) {
+	return x.find(unsafe.Slice(unsafe.StringData(mh), len(mh)), true)
 }
 
 // FindMultihash is Find for a byte slice.
 func (x *ShardIndex) FindMultihash(mh multihash.Multihash) (Entry, bool, error) {
-	return x.find(mh)
+	return x.find(mh, false)
 }
 
-func (x *ShardIndex) find(mh []byte) (Entry, bool, error) {
+func (x *ShardIndex) find(mh []byte, again bool) (Entry, bool, error) {
 	c := x.core
 	g, digest, err := c.group(mh)
 	if err != nil {
@@ -268,7 +278,7 @@ func (x *ShardIndex) find(mh []byte) (Entry, bool, error) {
 	if g == nil {
 		return Entry{}, false, nil
 	}
-	f, err := c.search(g, digest)
+	f, err := c.search(g, digest, again)
 	if err != nil || !f.match {
 		return Entry{}, false, err
 	}
@@ -290,7 +300,7 @@ func (x *ShardIndex) FindAll(mh string, yield func(Entry) bool) error {
 	if g == nil {
 		return nil
 	}
-	f, err := c.search(g, digest)
+	f, err := c.search(g, digest, true)
 	if err != nil || !f.match {
 		return err
 	}

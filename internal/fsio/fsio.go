@@ -17,6 +17,7 @@ import (
 	"errors"
 	"io"
 	"io/fs"
+	"os"
 )
 
 // ErrLocked is returned by [FS.Lock] when another holder has the lock.
@@ -76,4 +77,12 @@ type File interface {
 // that the store itself sealed may be mapped.
 type Mapper interface {
 	Map() (data []byte, unmap func() error, err error)
+}
+
+// MapperOf returns the power to map a file of the operating system; false where there
+// is none. Who maps a file of others must expect that it shrinks, which makes reading
+// the mapping a fault.
+func MapperOf(f *os.File) (Mapper, bool) {
+	m, ok := any(osFile{f}).(Mapper)
+	return m, ok
 }
