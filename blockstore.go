@@ -180,13 +180,22 @@ func (b *ShardBlockstore) GetSize(ctx context.Context, c cid.Cid) (int, error) {
 
 // Get returns a block.
 func (b *ShardBlockstore) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
+	p, err := b.bytes(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	return blocks.NewBlockWithCid(p, c)
+}
+
+// bytes returns the bytes of a block, which are the caller's.
+func (b *ShardBlockstore) bytes(ctx context.Context, c cid.Cid) ([]byte, error) {
 	m, code, digest, err := b.begin(ctx, c)
 	if err != nil {
 		return nil, err
 	}
 	defer b.sa.h.leave()
 	if code == mh.IDENTITY {
-		return blocks.NewBlockWithCid([]byte(string(digest)), c)
+		return []byte(string(digest)), nil
 	}
 	loc, err := b.locate(c, m, false)
 	if err != nil {
@@ -196,7 +205,7 @@ func (b *ShardBlockstore) Get(ctx context.Context, c cid.Cid) (blocks.Block, err
 	if err := b.read(c, m, loc, p); err != nil {
 		return nil, err
 	}
-	return blocks.NewBlockWithCid(p, c)
+	return p, nil
 }
 
 // viewBuffers holds the buffers of View.

@@ -52,7 +52,7 @@ func (a *readahead) readAt(r io.ReaderAt, p []byte, off int64) (int, error) {
 	buf := make([]byte, aheadSize)
 	n, err := r.ReadAt(buf, off)
 	if n < len(p) {
-		return copy(p, buf[:n]), err
+		return r.ReadAt(p, off) // what is ahead may be all that cannot be read
 	}
 	if err == nil || errors.Is(err, io.EOF) {
 		w := &window{off: off, buf: buf[:n]}

@@ -1,0 +1,112 @@
+package dagstore
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/ipfs/go-cid"
+	ipld "github.com/ipfs/go-ipld-format"
+	"github.com/ipld/go-ipld-prime/datamodel"
+	"github.com/ipld/go-ipld-prime/linking"
+	cidlink "github.com/ipld/go-ipld-prime/linking/cid"
+	"github.com/ipld/go-ipld-prime/storage"
+)
+
+// LinkSystem returns a go-ipld-prime LinkSystem that loads from the shard and stores
+// nothing: storing fails with an error that wraps errors.ErrUnsupported. It decodes the
+// codecs that the program has registered with go-ipld-prime's multicodec. Blocks that
+// the store has checked are not hashed again. It is good until the accessor is closed.
+func (sa *ShardAccessor) LinkSystem() linking.LinkSystem {
+	sa.inHand()
+	return sa.bs.LinkSystem()
+}
+
+// LinkSystem is [ShardAccessor.LinkSystem].
+func (b *ShardBlockstore) LinkSystem() linking.LinkSystem {
+	lsys := cidlink.DefaultLinkSystem()
+	lsys.TrustedStorage = b.verify
+	lsys.StorageReadOpener = func(lc linking.LinkContext, l datamodel.Link) (io.Reader, error) {
+		c, err := cidOfLink(l)
+		if err != nil {
+			return nil, err
+		}
+		ctx := lc.Ctx
+		if ctx == nil { // LinkContext says that it may be zero
+			ctx = context.Background()
+		}
+		p, err := b.bytes(ctx, c)
+		if err != nil {
+			return nil, err
+		}
+		return bytes.NewReader(p), nil
+	}
+	lsys.StorageWriteOpener = func(linking.LinkContext) (io.Writer, linking.BlockWriteCommitter, error) {
+		return nil, nil, fmt.Errorf("shard %q: store a block: %w", b.sa.h.key, errors.ErrUnsupported)
+	}
+	return lsys
+}
+
+func cidOfLink(l datamodel.Link) (cid.Cid, error) {
+	switch l := l.(type) {
+	case cidlink.Link:
+		return l.Cid, nil
+	case *cidlink.Link:
+		if l != nil {
+			return l.Cid, nil
+		}
+	}
+	return cid.Undef, fmt.Errorf("load a link of type %T: only CIDs are supported", l)
+}
+
+// BlockStorage is the blocks of one shard as go-ipld-prime's storage. Keys are CIDs in
+// binary form. It is a type of its own because its methods have the names of a
+// blockstore's.
+type BlockStorage struct{ b *ShardBlockstore }
+
+var (
+	_ storage.ReadableStorage          = BlockStorage{}
+	_ storage.StreamingReadableStorage = BlockStorage{}
+	_ storage.PeekableStorage          = BlockStorage{}
+)
+
+// Storage returns the shard's blocks as go-ipld-prime's storage.
+func (b *ShardBlockstore) Storage() BlockStorage { return BlockStorage{b} }
+
+// Has says whether the shard holds the block.
+func (s BlockStorage) Has(ctx context.Context, key string) (bool, error) {
+	c, err := cid.Cast([]byte(key))
+	if err != nil {
+		return false, fmt.Errorf("key %q: %w", key, err)
+	}
+	return s.b.Has(ctx, c)
+}
+
+// Get returns the bytes of a block, which are the caller's. A block that is not there
+// is an ipld.ErrNotFound, which go-ipld-prime recognises by its NotFound method.
+func (s BlockStorage) Get(ctx context.Context, key string) ([]byte, error) {
+	c, err := cid.Cast([]byte(key))
+	if err != nil {
+		return nil, fmt.Errorf("key %q: %w", key, err)
+	}
+	return s.b.bytes(ctx, c)
+}
+
+// GetStream is Get with a reader.
+func (s BlockStorage) GetStream(ctx context.Context, key string) (io.ReadCloser, error) {
+	p, err := s.Get(ctx, key)
+	if err != nil {
+		return nil, err
+	}
+	return io.NopCloser(bytes.NewReader(p)), nil
+}
+
+// Peek is Get; nothing needs to be closed.
+func (s BlockStorage) Peek(ctx context.Context, key string) ([]byte, io.Closer, error) {
+	p, err := s.Get(ctx, key)
+	return p, io.NopCloser(nil), err
+}
+
+var _ interface{ NotFound() bool } = ipld.ErrNotFound{}
