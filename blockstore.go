@@ -107,8 +107,10 @@ func (b *ShardBlockstore) read(c cid.Cid, m string, loc location, p []byte) erro
 
 // check holds the bytes of a block against its multihash.
 func (b *ShardBlockstore) check(m string, p []byte) error {
-	code, digest, _ := splitMultihash(m)
-	if b.verify && !carscan.Matches(code, digest, p) && !planted.Bug("store-block-not-verified") {
+	if !b.verify || planted.Bug("store-block-not-verified") {
+		return nil
+	}
+	if code, digest, _ := splitMultihash(m); !carscan.Matches(code, digest, p) {
 		return ErrBlockCorrupt
 	}
 	return nil

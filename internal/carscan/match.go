@@ -9,6 +9,9 @@ func MatchSection(b []byte, mh string) (headerLen, size int, ok bool) {
 	if prefix <= 0 {
 		return 0, 0, false
 	}
+	if len(mh) == 34 && len(b) >= prefix+36 && b[prefix] == 1 && b[prefix+1] < 0x80 && string(b[prefix+2:prefix+36]) == mh && n >= 36 && n <= 1<<40 {
+		return prefix + 36, int(n) - 36, true // by far the most: CIDv1, SHA2-256
+	}
 	var c rawCID
 	if what := parseCID(b[prefix:], &c); what != "" {
 		return 0, 0, false
