@@ -28,11 +28,15 @@ const maxWalk = 24
 // ok is false if the walk did not get there.
 func (c *indexCore) probe(g *group, digest []byte, again bool) (f finding, ok bool, err error) {
 	p := prefix(digest)
-	w := walker{g: g, data: c.data}
-	if !w.start(p) || !w.walk(p, digest) {
+	i, ok := c.guess(g, p)
+	if !ok {
 		return f, false, nil
 	}
-	f = w.finding(c, digest)
+	w, ok := c.walk(g, i, p, digest)
+	if !ok {
+		return f, false, nil
+	}
+	f = c.finding(g, &w, digest)
 	again = again || !f.match && !planted.Bug("index-miss-not-checked")
 	if w.slot == 0 && w.page > 0 { // record i-1 is in the page before
 		if err := c.checkPage(g, w.page-1, again); err != nil {
@@ -51,108 +55,95 @@ func (c *indexCore) probe(g *group, digest []byte, again bool) (f finding, ok bo
 //
 //	i = page · perPage + slot
 type walker struct {
-	g    *group
-	data []byte
 	i    uint64
 	page uint64
-	slot uint32
+	slot uint64
 	at   uint64 // offset of the record
 }
 
-// start goes to the record where the fan-out leads one to expect a digest that begins
-// with p. Within the records that share the fan-out's bits it interpolates by the bits
-// that follow.
-func (w *walker) start(p uint64) bool {
-	g := w.g
-	i := uint64(0)
-	if g.fanBits > 0 {
-		slot := p >> (64 - g.fanBits)
-		at := g.offset + slot*entrySize
-		from, to := uint64(binary.LittleEndian.Uint32(w.data[at:])), g.records
-		if slot != 1<<g.fanBits-1 {
-			to = uint64(binary.LittleEndian.Uint32(w.data[at+entrySize:]))
-		}
-		if from > to || to > g.records {
-			return false // nobody checked it; search does without
-		}
-		i = min(from+(to-from)*(p<<g.fanBits>>32)>>32, g.records-1)
+// guess returns the number of the record where the fan-out leads one to expect a digest
+// that begins with p. Within the records that share the fan-out's bits it interpolates
+// by the bits that follow. ok is false if the fan-out makes no sense, which nobody
+// checked; search does without.
+func (c *indexCore) guess(g *group, p uint64) (i uint64, ok bool) {
+	if g.fanBits == 0 {
+		return 0, true
 	}
-	w.i, w.page = i, i/uint64(g.perPage)
-	w.slot = uint32(i - w.page*uint64(g.perPage))
-	w.at = g.pages + w.page*g.pageLen() + uint64(w.slot)*g.recordLen()
-	return true
+	slot := p >> (64 - g.fanBits)
+	at := g.offset + slot*entrySize
+	from, to := uint64(binary.LittleEndian.Uint32(c.data[at:])), g.records
+	if slot != 1<<g.fanBits-1 {
+		to = uint64(binary.LittleEndian.Uint32(c.data[at+entrySize:]))
+	}
+	if from > to || to > g.records {
+		return 0, false
+	}
+	return min(from+(to-from)*(p<<g.fanBits>>32)>>32, g.records-1), true
 }
 
-// walk goes to the first record that does not sort before the digest, whose prefix is
-// p. It gives up after maxWalk records.
-func (w *walker) walk(p uint64, digest []byte) bool {
-	forth := w.less(p, digest)
-	for range maxWalk {
-		switch {
-		case forth:
-			if !w.next() || !w.less(p, digest) {
-				return true
+// walk goes from record i to the first one that does not sort before the digest, whose
+// prefix is p. It gives up after maxWalk records. All is in one function, so that the
+// processor sees the next record's load before it has the last one's outcome.
+func (c *indexCore) walk(g *group, i, p uint64, digest []byte) (w walker, ok bool) {
+	n, per := g.recordLen(), uint64(g.perPage)
+	w.i, w.page = i, i/per
+	w.slot = i - w.page*per
+	w.at = g.pages + w.page*g.pageLen() + w.slot*n
+	data := c.data[:g.pages+g.size()-g.fanLen()]
+	wide := len(digest) >= 8
+	less := func(at uint64) bool {
+		if wide {
+			if q := binary.BigEndian.Uint64(data[at:]); q != p {
+				return q < p
 			}
-		case !w.prev():
-			return true
-		case w.less(p, digest):
-			w.next()
-			return true
+		}
+		return bytes.Compare(data[at:at+uint64(len(digest))], digest) < 0
+	}
+	forth := less(w.at)
+	for range maxWalk {
+		if forth {
+			w.i++
+			w.at += n
+			if w.slot++; w.slot == per {
+				w.slot = 0
+				w.page++
+				w.at += crcLen
+			}
+			if w.i == g.records || !less(w.at) {
+				return w, true
+			}
+			continue
+		}
+		if w.i == 0 {
+			return w, true
+		}
+		before := w
+		w.i--
+		w.at -= n
+		if w.slot == 0 {
+			w.slot = per
+			w.page--
+			w.at -= crcLen
+		}
+		w.slot--
+		if less(w.at) {
+			return before, true
 		}
 	}
-	return false
+	return w, false
 }
 
-// less says whether the record sorts before a digest whose prefix is p.
-func (w *walker) less(p uint64, digest []byte) bool {
-	r := w.data[w.at : w.at+w.g.recordLen()]
-	if len(digest) >= 8 {
-		if q := binary.BigEndian.Uint64(r); q != p {
-			return q < p
-		}
-	}
-	return bytes.Compare(r[:len(digest)], digest) < 0
-}
-
-// next steps forward; false means that it stands behind the last record.
-func (w *walker) next() bool {
-	w.i++
-	w.at += w.g.recordLen()
-	if w.slot++; w.slot == w.g.perPage {
-		w.slot = 0
-		w.page++
-		w.at += crcLen
-	}
-	return w.i < w.g.records
-}
-
-// prev steps back; false means that it stands on the first record and stays there.
-func (w *walker) prev() bool {
-	if w.i == 0 {
-		return false
-	}
-	w.i--
-	w.at -= w.g.recordLen()
-	if w.slot == 0 {
-		w.slot = w.g.perPage
-		w.page--
-		w.at -= crcLen
-	}
-	w.slot--
-	return true
-}
-
-// finding compares the record with the digest.
-func (w *walker) finding(c *indexCore, digest []byte) finding {
-	if w.i == w.g.records {
+// finding compares the record that w stands on with the digest.
+func (c *indexCore) finding(g *group, w *walker, digest []byte) finding {
+	if w.i == g.records {
 		return finding{}
 	}
-	r := w.data[w.at : w.at+w.g.recordLen()]
+	r := c.data[w.at : w.at+g.recordLen()]
 	if string(r[:len(digest)]) != string(digest) {
 		return finding{}
 	}
-	if planted.Bug("index-entry-off-by-one") && w.i+1 < w.g.records && w.slot+1 < w.g.perPage {
-		r = w.data[w.at+w.g.recordLen():][:w.g.recordLen()]
+	if planted.Bug("index-entry-off-by-one") && w.i+1 < g.records && w.slot+1 < uint64(g.perPage) {
+		r = c.data[w.at+g.recordLen():][:g.recordLen()]
 	}
 	return finding{match: true, index: w.i, entry: c.entry(r[len(digest):])}
 }
