@@ -3,12 +3,15 @@ package dagstore
 import (
 	"context"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/ipfs/go-cid"
 )
@@ -170,4 +173,55 @@ func BenchmarkMany(b *testing.B) {
 	b.Run("plain-read/buffer=new", func(b *testing.B) { plain(b, false, false) })
 	b.Run("plain-read-hashed/buffer=again", func(b *testing.B) { plain(b, true, true) })
 	b.Run("plain-read-hashed/buffer=new", func(b *testing.B) { plain(b, false, true) })
+}
+
+// BenchmarkRemove destroys shards of 100,000 blocks whose blocks are being looked up: how
+// long the destroying takes, how long the slowest lookup meanwhile, and how long the first
+// one after the answer, which must no longer find the shard.
+func BenchmarkRemove(b *testing.B) {
+	ctx := context.Background()
+	path := filepath.Join(b.TempDir(), "a.car")
+	cids := writeCAR(b, path, 100_000, 64)
+	s := openBench(b, b.TempDir())
+	var destroy, slowest, after []time.Duration
+	for b.Loop() {
+		k := registerBench(b, s, "shard", path)
+		stop, worst := make(chan struct{}), make(chan time.Duration)
+		go func() {
+			var max time.Duration
+			for i := 0; ; i++ {
+				began := time.Now()
+				_, _, err := s.FindShards(ctx, cids[i%len(cids)].Hash(), Any())
+				if took := time.Since(began); took > max {
+					max = took
+				}
+				var none *NoShardError
+				if err != nil && !errors.As(err, &none) {
+					b.Error(err)
+				}
+				select {
+				case <-stop:
+					worst <- max
+					return
+				default:
+				}
+			}
+		}()
+		began := time.Now()
+		if _, err := s.DestroyShardSync(ctx, k, DestroyOpts{}); err != nil {
+			b.Fatal(err)
+		}
+		destroy = append(destroy, time.Since(began))
+		began = time.Now()
+		if _, _, err := s.FindShards(ctx, cids[7].Hash(), Any()); err == nil {
+			b.Fatal("the shard is found after it was destroyed")
+		}
+		after = append(after, time.Since(began))
+		close(stop)
+		slowest = append(slowest, <-worst)
+	}
+	median := func(d []time.Duration) float64 { slices.Sort(d); return float64(d[len(d)/2].Microseconds()) }
+	b.ReportMetric(median(destroy), "destroy-us")
+	b.ReportMetric(median(slowest), "slowest-lookup-us")
+	b.ReportMetric(median(after), "first-lookup-after-us")
 }
