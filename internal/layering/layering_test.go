@@ -35,7 +35,7 @@ type entry struct {
 // is a suite for, and suites.
 //
 //	5   cmd/…   examples/…
-//	4   root   ←   indexbs   gateway   status
+//	4   root   ←   indexbs   gateway   status      export
 //	3   projection
 //	2   fsm      journal      index      mount      throttle
 //	1   internal/cache   internal/carscan
@@ -62,6 +62,7 @@ var table = map[string]entry{
 	// These take a store by its types, which the root declares.
 	".":       {layer: 4},
 	"indexbs": {layer: 4, onTop: []string{"."}},
+	"export":  {layer: 4}, // takes any source of blocks
 	"gateway": {layer: 4, onTop: []string{".", "indexbs"}},
 	"status":  {layer: 4, onTop: []string{"."}},
 

@@ -1,0 +1,90 @@
+package export
+
+import (
+	"bytes"
+	"fmt"
+
+	"github.com/ipfs/go-cid"
+	dagpb "github.com/ipld/go-codec-dagpb"
+	"github.com/ipld/go-ipld-prime/codec"
+	"github.com/ipld/go-ipld-prime/codec/dagcbor"
+	"github.com/ipld/go-ipld-prime/codec/dagjson"
+	"github.com/ipld/go-ipld-prime/codec/raw"
+	"github.com/ipld/go-ipld-prime/datamodel"
+	cidlink "github.com/ipld/go-ipld-prime/linking/cid"
+	"github.com/ipld/go-ipld-prime/node/basicnode"
+	"github.com/ipld/go-ipld-prime/traversal"
+	"github.com/multiformats/go-multicodec"
+)
+
+// maxNesting bounds maps and lists within one another in one block: decoders recurse.
+const maxNesting = 1024
+
+// allocation is what a decoder may take for a block of n bytes: a map entry or a list
+// element of a few bytes becomes a node of tens.
+func allocation(n int) int64 { return 1<<20 + 32*int64(n) }
+
+// decoderOf returns the decoder of a codec for a block of n bytes, and the prototype that
+// it fills; nil if there is none.
+func decoderOf(code multicodec.Code, n int) (codec.Decoder, datamodel.NodePrototype) {
+	switch code {
+	case multicodec.DagPb:
+		return dagpb.Decode, dagpb.Type.PBNode
+	case multicodec.DagCbor, multicodec.Cbor:
+		// Older writers were not strict.
+		return dagcbor.DecodeOptions{AllowLinks: code == multicodec.DagCbor, RelaxedDecode: true, AllocationBudget: allocation(n), MaxDepth: maxNesting}.Decode, basicnode.Prototype.Any
+	case multicodec.DagJson, multicodec.Json:
+		links := code == multicodec.DagJson
+		return dagjson.DecodeOptions{ParseLinks: links, ParseBytes: links, MaxDepth: maxNesting}.Decode, basicnode.Prototype.Any
+	case multicodec.Raw:
+		return raw.Decode, basicnode.Prototype.Bytes
+	}
+	return nil, nil
+}
+
+// linksOf appends the links of a block to out, in their order.
+func linksOf(c cid.Cid, data []byte, opts *Options, depth int, out []cid.Cid) ([]cid.Cid, error) {
+	code := multicodec.Code(c.Prefix().Codec)
+	switch code {
+	case multicodec.Raw, multicodec.Cbor, multicodec.Json:
+		return out, nil
+	}
+	decode, proto := decoderOf(code, len(data))
+	if decode == nil {
+		if opts.UnknownAsLeaf {
+			return out, nil
+		}
+		return out, unknownCodec(code)
+	}
+	nb := proto.NewBuilder()
+	if err := decode(nb, bytes.NewReader(data)); err != nil {
+		return out, fmt.Errorf("%w: %s: %w", ErrMalformed, code, err)
+	}
+	links, err := traversal.SelectLinks(nb.Build())
+	if err != nil {
+		return out, fmt.Errorf("%w: %s: %w", ErrMalformed, code, err)
+	}
+	if len(links) > opts.MaxBlockLinks {
+		return out, &LimitError{"links of one block", uint64(opts.MaxBlockLinks), c, depth}
+	}
+	for _, l := range links {
+		child, err := cidOf(l)
+		if err != nil {
+			return out, fmt.Errorf("%w: %s: %w", ErrMalformed, code, err)
+		}
+		out = append(out, child)
+	}
+	return out, nil
+}
+
+func unknownCodec(code multicodec.Code) error {
+	return fmt.Errorf("%w: %s (%#x): set UnknownAsLeaf to take such blocks for leaves", ErrUnknownCodec, code, uint64(code))
+}
+
+func cidOf(l datamodel.Link) (cid.Cid, error) {
+	cl, ok := l.(cidlink.Link)
+	if !ok || !cl.Defined() {
+		return cid.Undef, fmt.Errorf("a link that is not a CID: %T", l)
+	}
+	return cl.Cid, nil
+}
