@@ -292,12 +292,16 @@ func TestBounds(t *testing.T) {
 	}
 	// A selector's walk is bounded in nodes, links and steps; how many there are is
 	// go-ipld-prime's to say.
-	for what, opts := range map[string]export.Options{"nodes": {MaxLinks: 9}, "links deep": {MaxDepth: 2}} {
+	for what, opts := range map[string]export.Options{"nodes": {MaxLinks: 9}, "links deep": {MaxDepth: 4}} {
 		_, err := export.Selector(t.Context(), io.Discard, b, root, everything, opts)
 		var le *export.LimitError
 		if !errors.As(err, &le) || le.What != what {
 			t.Errorf("selector, %s: %v", what, err)
 		}
+	}
+	// b, 0, Links, 0, Hash
+	if res, err := export.Selector(t.Context(), io.Discard, b, root, everything, export.Options{MaxDepth: 5}); err != nil || res.Blocks != 8 {
+		t.Errorf("selector, a path of five steps: %+v, %v", res, err)
 	}
 	for name, opts := range map[string]export.Options{"depth": {MaxDepth: -1}, "pending": {MaxPending: -1}} {
 		if _, err := export.DAG(t.Context(), io.Discard, b, []cid.Cid{root}, opts); err == nil {
