@@ -94,7 +94,11 @@ func bigIndex(b *testing.B, n int) (repo *FSIndexRepo, key shard.Key, mhs []stri
 		}
 		mhs = append(mhs, string(mh[:]))
 	}
-	if err := repo.PutIndex(key, 1, d.finish(header{payload: uint64(n) * 1024, flags: flagUnbound})); err != nil {
+	draft, err := d.finish(header{payload: uint64(n) * 1024, flags: flagUnbound})
+	if err != nil {
+		b.Fatal(err)
+	}
+	if err := repo.PutIndex(key, 1, draft); err != nil {
 		b.Fatal(err)
 	}
 	return repo, key, mhs
@@ -219,7 +223,7 @@ func BenchmarkMemInverted(b *testing.B) {
 				absent = append(absent, string(mh[:]))
 			}
 		}
-		d[s] = dr.finish(header{flags: flagUnbound})
+		d[s], _ = dr.finish(header{flags: flagUnbound})
 	}
 	rng.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
 	fill := func() *MemInverted {

@@ -46,7 +46,11 @@ func draftRecords(tb testing.TB, records []record) *Draft {
 		}
 		payload += uint64(r.e.Size)
 	}
-	return d.finish(header{payload: payload, flags: flagUnbound})
+	draft, err := d.finish(header{payload: payload, flags: flagUnbound})
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return draft
 }
 
 func encodeDraft(tb testing.TB, d *Draft) []byte {
@@ -131,7 +135,11 @@ func TestIndexAgainstMap(t *testing.T) {
 			payload += uint64(r.e.Size)
 		}
 		var buf bytes.Buffer
-		if _, err := d.finish(header{payload: payload}).WriteTo(&buf); err != nil {
+		draft, err := d.finish(header{payload: payload})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := draft.WriteTo(&buf); err != nil {
 			t.Fatal(err)
 		}
 		b := buf.Bytes()
