@@ -59,9 +59,10 @@ lint: ## gofmt, go vet, staticcheck
 	go tool -modfile=tools/go.mod staticcheck ./... ./testdata
 
 .PHONY: docs
-docs: ## write docs/MACHINE.md from the table and docs/GUARANTEES.md from the tests' comments
+docs: ## write docs/MACHINE.md from the table, docs/GUARANTEES.md from the tests' comments, the tables of docs/SCALE.md
 	go test ./fsm -run Golden -rewrite
 	go run ./internal/guarantees -write
+	go run ./internal/scale -write
 
 .PHONY: gen
 gen: docs ## write everything that is generated: docs and the CARs of testdata

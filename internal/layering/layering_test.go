@@ -81,6 +81,7 @@ var table = map[string]entry{
 	"internal/guarantees":   {layer: 5, kind: edge},
 	"internal/layering":     {layer: 5, kind: edge},
 	"internal/planted/hunt": {layer: 5, kind: edge},
+	"internal/scale":        {layer: 5, kind: edge},
 }
 
 // refuse says why package from may not import package to, or "". Tests may use
