@@ -27,6 +27,10 @@ race: ## all tests with the race detector, long ones shortened
 bench: ## benchmarks (COUNT=10 for benchstat)
 	go test -run '^$$' -bench . -benchmem -count $(COUNT) -timeout 0 $(PKG)
 
+.PHONY: compare
+compare: ## measure beside others and write docs/BENCH.md and docs/bench.svg (some 15 minutes)
+	go -C bench run . -out ../docs
+
 .PHONY: fuzz
 fuzz: ## every fuzz target for TIME each
 	.ci/fuzz $(TIME) $(PKG)

@@ -37,7 +37,7 @@ type config struct {
 }
 
 func main() {
-	cfg := config{rounds: 5, each: time.Second, rest: time.Second, patient: time.Minute}
+	cfg := config{rounds: 5, each: time.Second, rest: 3 * time.Second, patient: time.Minute}
 	flag.IntVar(&cfg.entries, "entries", 10_000_000, "entries of the top-level index")
 	flag.IntVar(&cfg.perAdd, "shard", 100_000, "blocks of a shard in the top-level index")
 	flag.IntVar(&cfg.records, "records", 2_500_000, "blocks of the shard index")
