@@ -43,7 +43,7 @@ func sample() report {
 	return report{
 		about: about{
 			cpu: "Processor 3000", cores: 2, system: "linux/amd64", goVersion: "go1.26.0", date: "2026-11-27",
-			command: "go run . -out ../docs", loadBefore: "0.10 0.20 0.30", loadAfter: "2.10 1.90 1.50", disk: "ext4",
+			command: "go run . -out ../docs", loadBefore: "0.10 0.20 0.30", loadAfter: "2.10 1.90 1.50", others: "7 %", disk: "ext4",
 		},
 		tables: []table{
 			{
@@ -343,8 +343,21 @@ func TestInputsFollowFromSeeds(t *testing.T) {
 	}
 }
 
-// TestMachine: the file system is that of the longest mount that the folder is below.
+// TestMachine: the file system is that of the longest mount that the folder is below, and
+// others are whoever is busy besides this process.
 func TestMachine(t *testing.T) {
+	before := parseTicks("cpu  100 0 100 800 50 0 0 0 0 0\ncpu0 1\n", "7 (a b) c) S 1 1 1 0 -1 0 0 0 0 0 50 30 0 0\n")
+	after := parseTicks("cpu  150 5 120 900 65 1 2 7 9 9\n", "7 (a b) c) S 1 1 1 0 -1 0 0 0 0 0 80 35 0 0\n")
+	if want := (ticks{busy: 200, all: 1050, own: 80}); before != want {
+		t.Errorf("%+v, want %+v", before, want)
+	}
+	// Busy are 50 + 5 + 20 + 1 + 2 + 7 = 85 of 200, and 35 are its own.
+	if got := othersShare(before, after); got != "25 %" {
+		t.Errorf("others took %s", got)
+	}
+	if got := othersShare(ticks{}, ticks{}); got != "an unknown part" {
+		t.Errorf("others took %s", got)
+	}
 	const mounts = "/dev/a / ext4 rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/b /tmp/deep xfs rw 0 0\nbroken\n"
 	for dir, want := range map[string]string{"/home/x": "ext4", "/tmp": "tmpfs", "/tmp/deep/er": "xfs", "/tmp/deeper": "tmpfs"} {
 		if got := mountOf(mounts, dir); got != want {

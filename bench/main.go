@@ -68,6 +68,7 @@ func run(ctx context.Context, cfg config, out, progress io.Writer) (err error) {
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
 	r := report{about: describe(cfg, dir)}
+	before := spent()
 	for _, part := range []struct {
 		name    string
 		measure func(context.Context, config, string, io.Writer) ([]table, error)
@@ -91,7 +92,7 @@ func run(ctx context.Context, cfg config, out, progress io.Writer) (err error) {
 			return err
 		}
 	}
-	r.about.loadAfter = load()
+	r.about.loadAfter, r.about.others = load(), othersShare(before, spent())
 	if cfg.out == "" {
 		return r.writePage(out)
 	}

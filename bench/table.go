@@ -145,6 +145,7 @@ type about struct {
 	date                  string
 	command               string
 	loadBefore, loadAfter string
+	others                string // part of the processors that others used
 	disk                  string
 }
 
@@ -159,7 +160,7 @@ func (r *report) writePage(w io.Writer) error {
 	a := &r.about
 	fmt.Fprintf(b, "<!-- Written by the program in bench/; do not edit. -->\n# dagstore beside others\n\n")
 	fmt.Fprintf(b, "Measured in one run of `%s` in [bench/](../bench), %s: %d × %s, %s, %s, files on %s.\n", a.command, a.date, a.cores, a.cpu, a.system, a.goVersion, a.disk)
-	fmt.Fprintf(b, "Load of the machine before the run: %s, at its end: %s (1, 5, 15 min; the run itself is about %d at its end).\n\n", a.loadBefore, a.loadAfter, a.cores)
+	fmt.Fprintf(b, "Load of the machine before the run: %s, at its end: %s (1, 5, 15 min; the run itself makes up to %d of it).\nOther work took %s of the processors' time meanwhile.\n\n", a.loadBefore, a.loadAfter, a.cores, a.others)
 	fmt.Fprintf(b, "Figures are medians of as many runs as the table says; subjects are measured in turn, round after round. In parentheses is the\nratio to the baseline, where there is one. Inputs follow from fixed seeds. Rows that do different things are not to be compared: the last column says what each does.\n\n")
 	fmt.Fprintf(b, "![bar charts of the tables below](bench.svg)\n")
 	for i := range r.tables {
@@ -214,6 +215,53 @@ func load() string {
 		return strings.Join(fields[:3], " ")
 	}
 	return "unknown"
+}
+
+// ticks is what the processors did since the machine was started, in ticks.
+type ticks struct{ busy, all, own float64 }
+
+// spent is what this process and the others did until now, where Linux tells it.
+func spent() ticks {
+	machine, err := os.ReadFile("/proc/stat")
+	own, err2 := os.ReadFile("/proc/self/stat")
+	if err != nil || err2 != nil {
+		return ticks{}
+	}
+	return parseTicks(string(machine), string(own))
+}
+
+// parseTicks reads /proc/stat: user, nice, system, idle, iowait, irq, softirq, steal; and
+// /proc/self/stat, whose fields 14 and 15 are user and system time.
+func parseTicks(machine, own string) (t ticks) {
+	first, _, _ := strings.Cut(machine, "\n")
+	for i, f := range strings.Fields(first) {
+		if i == 0 || i > 8 {
+			continue // its name; time of guests, which is in user
+		}
+		n, _ := strconv.ParseFloat(f, 64) // 0 if it is none
+		t.all += n
+		if i != 4 && i != 5 {
+			t.busy += n
+		}
+	}
+	// The program's name may hold spaces.
+	fields := strings.Fields(own[strings.LastIndexByte(own, ')')+1:])
+	if len(fields) > 12 {
+		for _, f := range fields[11:13] {
+			n, _ := strconv.ParseFloat(f, 64)
+			t.own += n
+		}
+	}
+	return t
+}
+
+// othersShare is what others did between two moments.
+func othersShare(from, to ticks) string {
+	if to.all <= from.all {
+		return "an unknown part"
+	}
+	share := ((to.busy - from.busy) - (to.own - from.own)) / (to.all - from.all)
+	return fmt.Sprintf("%.0f %%", max(share, 0)*100)
 }
 
 // fileSystem is the kind of file system of a folder where Linux tells it.
