@@ -81,7 +81,7 @@ func BenchmarkLookup(b *testing.B) {
 		if err := x.Flush(nil); err != nil {
 			b.Fatal(err)
 		}
-		for x.Stats().Merging || rest > 0 && x.Stats().Runs > 2 {
+		for x.Stats().Merging || rest > 0 && len(x.choose(Rest)) > 0 {
 			<-time.After(10 * time.Millisecond)
 		}
 		when := "at-rest"

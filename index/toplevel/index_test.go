@@ -2,6 +2,7 @@ package toplevel
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -760,7 +761,9 @@ func TestDeadEntriesGo(t *testing.T) {
 	}
 }
 
-// TestRest: an index that nothing is added to comes to two runs at most by itself.
+// TestRest: an index that nothing is added to comes by itself to few runs, of which each is
+// more than four times as large as all smaller ones; and pauses between additions do not
+// have it written over and over.
 func TestRest(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		x := must(OpenOn(fsio.NewSim(1, fsio.TraceLimit(0)), "/top", Options{FanIn: 16, RestAfter: time.Minute}, Hooks{}))
@@ -805,10 +808,53 @@ func TestRest(t *testing.T) {
 			}
 			runs = append(runs, RunSize{Entries: sum})
 		}
-		if len(runs) > 2 {
-			t.Fatalf("%v", runs)
+		smaller := uint64(0)
+		slices.SortFunc(runs, func(a, b RunSize) int { return cmp.Compare(a.Entries, b.Entries) })
+		for i, r := range runs {
+			if i > 0 && 4*smaller >= r.Entries {
+				t.Fatalf("%v", runs)
+			}
+			smaller += r.Entries
 		}
 	})
+	for _, c := range []struct {
+		runs []uint64
+		want []int
+	}{
+		{nil, nil},
+		{[]uint64{7}, nil},
+		{[]uint64{100, 24}, nil},
+		{[]uint64{100, 25}, []int{0, 1}},
+		{[]uint64{1000, 100, 20, 10}, []int{1, 2, 3}},
+		{[]uint64{10, 100, 20, 400}, []int{0, 1, 2, 3}},
+		{[]uint64{1000, 100, 20, 1}, nil},
+	} {
+		var runs []RunSize
+		for _, n := range c.runs {
+			runs = append(runs, RunSize{Entries: n})
+		}
+		if got := Rest(runs); !slices.Equal(got, c.want) {
+			t.Errorf("%v: %v, want %v", c.runs, got, c.want)
+		}
+	}
+	var runs []RunSize
+	written, most := uint64(0), 0
+	for range 10_000 {
+		runs = append(runs, RunSize{Entries: 1})
+		for pick := Rest(runs); pick != nil; pick = Rest(runs) {
+			sum := uint64(0)
+			for _, i := range slices.Backward(pick) {
+				sum += runs[i].Entries
+				runs = slices.Delete(runs, i, i+1)
+			}
+			runs = append(runs, RunSize{Entries: sum})
+			written += sum
+		}
+		most = max(most, len(runs))
+	}
+	if written > 20*10_000 || most > 8 {
+		t.Errorf("10,000 flushes with pauses: an entry is written %d times, %d runs", written/10_000, most)
+	}
 }
 
 // TestPlan: fewer than fan-in runs are left in each tier, and what is merged is worth it.

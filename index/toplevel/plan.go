@@ -1,6 +1,7 @@
 package toplevel
 
 import (
+	"cmp"
 	"math/bits"
 	"slices"
 )
@@ -45,29 +46,34 @@ func Plan(runs []RunSize, fanIn int) []int {
 	return nil
 }
 
-// Rest says which of runs to merge when there is nothing else to do, nil for none: all of
-// them while the smaller ones come to a quarter of the largest or more, and the smaller
-// ones otherwise. So an index at rest has two runs at most, and what that wrote was
-// written for the fourth part of it at least.
+// Rest says which of runs to merge when there is nothing else to do, nil for none: the
+// smaller ones as far as they come to a quarter of the next larger one. So of an index at
+// rest
+//
+//	4 · Σ smaller runs < each run
+//
+// which are few, and what a merge wrote anew was for the sake of a fifth of it at least:
+// with a pause after every flush an entry is written some log₅(flushes) times for it, and
+// not once for every few flushes, as if all were merged to one or two.
 func Rest(runs []RunSize) []int {
-	largest, sum := 0, uint64(0)
-	all := make([]int, len(runs))
-	for i := range runs {
-		all[i] = i
-		sum += runs[i].Entries
-		if runs[i].Entries > runs[largest].Entries {
-			largest = i
+	bySize := make([]int, len(runs))
+	for i := range bySize {
+		bySize[i] = i
+	}
+	slices.SortStableFunc(bySize, func(a, b int) int { return cmp.Compare(runs[a].Entries, runs[b].Entries) })
+	take, sum := 0, uint64(0)
+	for k, i := range bySize {
+		if k > 0 && 4*sum >= runs[i].Entries {
+			take = k + 1
 		}
+		sum += runs[i].Entries
 	}
-	switch {
-	case len(runs) < 2:
-		return nil
-	case 4*(sum-runs[largest].Entries) >= runs[largest].Entries:
-		return all
-	case len(runs) == 2:
+	if take == 0 {
 		return nil
 	}
-	return slices.Delete(all, largest, largest+1)
+	pick := bySize[:take]
+	slices.Sort(pick)
+	return pick
 }
 
 // tier is ⌊log_fanIn(n)⌋; fanIn is a power of two.

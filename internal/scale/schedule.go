@@ -1,7 +1,6 @@
 package main
 
 import (
-	"cmp"
 	"math"
 	"slices"
 
@@ -154,33 +153,6 @@ func trickling(s *schedule, _ uint64) {
 	s.settle(s.plan)
 	s.settle(toplevel.Rest)
 	s.wait(1)
-}
-
-// tiering is trickling with the plan for an index at rest that docs/SCALE.md proposes.
-func tiering(s *schedule, _ uint64) {
-	s.settle(s.plan)
-	s.settle(restInTiers)
-	s.wait(1)
-}
-
-// restInTiers merges the smaller runs as far as they come to a quarter of the next larger
-// one or more.
-func restInTiers(runs []toplevel.RunSize) []int {
-	bySize := make([]int, len(runs))
-	for i := range bySize {
-		bySize[i] = i
-	}
-	slices.SortStableFunc(bySize, func(a, b int) int { return cmp.Compare(runs[a].Entries, runs[b].Entries) })
-	take, sum := 0, uint64(0)
-	for k, i := range bySize {
-		if k > 0 && 4*sum >= runs[i].Entries {
-			take = k + 1
-		}
-		sum += runs[i].Entries
-	}
-	pick := bySize[:take]
-	slices.Sort(pick)
-	return pick
 }
 
 // beside: shards come as fast as they are taken, and one merge at a time works beside.

@@ -80,9 +80,9 @@ func byShard(b *bytes.Buffer) {
 // schedules is the table of what merging comes to.
 func schedules(b *bytes.Buffer) {
 	type cell struct {
-		e                              int
-		set                            setting
-		slow, fast, trickling, tiering outcome
+		e                     int
+		set                   setting
+		slow, fast, trickling outcome
 	}
 	var cells []cell
 	for e := 8; e <= 12; e++ {
@@ -98,19 +98,18 @@ func schedules(b *bytes.Buffer) {
 			c.slow = simulate(n, c.set, instantly)
 			c.fast = simulate(n, c.set, measured.beside)
 			c.trickling = simulate(n, c.set, trickling)
-			c.tiering = simulate(n, c.set, tiering)
 		})
 	}
 	wg.Wait()
 	head(b, "Table 3. Merging, shards of 10⁵ blocks",
-		"entries", "Memory, FanIn", "steadily: runs, mean / most", "written, times", "at "+count(measured.insert)+"/s: runs, mean / most", "written, times", "misses then", "with pauses: written, times", "… if it rested in tiers: runs, mean / most", "written, times", "largest merge")
+		"entries", "Memory, FanIn", "steadily: runs, mean / most", "written, times", "at "+count(measured.insert)+"/s: runs, mean / most", "written, times", "misses then", "with pauses: runs, mean / most", "written, times", "largest merge")
 	for _, c := range cells {
 		n := math.Pow10(c.e)
 		largest := max(c.slow.largest, c.fast.largest, c.trickling.largest)
 		row(b, power(c.e), fmt.Sprintf("%s, %d", memory(c.set.memory), c.set.fanIn),
 			fmt.Sprintf("%s / %s", count(c.slow.mean), count(float64(c.slow.most))), fmt.Sprintf("%.1f", c.slow.written+c.slow.rest),
 			fmt.Sprintf("%s / %s", count(c.fast.mean), count(float64(c.fast.most))), fmt.Sprintf("%.1f", c.fast.written+c.fast.rest),
-			count(1/missTime(max(c.fast.mean, 1)))+"/s", times(c.trickling.written+c.trickling.rest), fmt.Sprintf("%s / %s", count(c.tiering.mean), count(float64(c.tiering.most))), times(c.tiering.written), mergeOf(float64(largest), n, c.set))
+			count(1/missTime(max(c.fast.mean, 1)))+"/s", fmt.Sprintf("%s / %s", count(c.trickling.mean), count(float64(c.trickling.most))), times(c.trickling.written+c.trickling.rest), mergeOf(float64(largest), n, c.set))
 	}
 	reads(b)
 }
