@@ -34,14 +34,14 @@ var (
 	}
 )
 
-// tables are all tables of the page.
-func tables() []byte {
+// tables are all tables of the page, made once: 10¹² entries take a while.
+var tables = sync.OnceValue(func() []byte {
 	var b bytes.Buffer
 	costs(&b)
 	byShard(&b)
 	schedules(&b)
 	return b.Bytes()
-}
+})
 
 func row(b *bytes.Buffer, cells ...string) { fmt.Fprintf(b, "| %s |\n", strings.Join(cells, " | ")) }
 
