@@ -75,20 +75,27 @@ func readers(ctx context.Context, cfg config, dir string, car carFile, open *clo
 		{"pread", "ReadAt of 1 KiB at a known place; the baseline", preads(f, car, order, false)},
 		{"pread + SHA-256", "the same, and its hash compared", preads(f, car, order, true)},
 	}
-	for _, verified := range []bool{false, true} {
-		how := map[bool]string{false: "unverified", true: "verified"}[verified]
-		acc, err := accessor(ctx, filepath.Join(dir, how), car.path, verified, open)
-		if err != nil {
-			return nil, err
+	for _, mapped := range []bool{false, true} {
+		for _, verified := range []bool{false, true} {
+			how := map[bool]string{false: "unverified", true: "verified"}[verified]
+			does := map[bool]string{false: "hashing turned off (SkipVerifyOnRead)", true: "every block is hashed, the default"}[verified]
+			reads := "read"
+			if mapped {
+				how = "mapped, " + how
+				reads = "copied out of a mapping (MapSources, and always for the store's own copies)"
+			}
+			acc, err := accessor(ctx, filepath.Join(dir, how), car.path, mapped, verified, open)
+			if err != nil {
+				return nil, err
+			}
+			bs, err := acc.Blockstore()
+			if err != nil {
+				return nil, err
+			}
+			subjects = append(subjects,
+				subject{"dagstore: View, " + how, "index lookup, " + reads + " into a buffer that is used again; " + does, views(ctx, acc, car, order)},
+				subject{"dagstore: Get, " + how, "index lookup, " + reads + " into memory of its own; " + does, gets(ctx, bs, car, order)})
 		}
-		bs, err := acc.Blockstore()
-		if err != nil {
-			return nil, err
-		}
-		does := map[bool]string{false: "hashing turned off (SkipVerifyOnRead)", true: "every block is hashed, the default"}[verified]
-		subjects = append(subjects,
-			subject{"dagstore: View, " + how, "index lookup, read into a buffer that is used again; " + does, views(ctx, acc, car, order)},
-			subject{"dagstore: Get, " + how, "index lookup, read into memory of its own; " + does, gets(ctx, bs, car, order)})
 	}
 	foreign, err := foreignStores(ctx, cfg, dir, car, f, open)
 	if err != nil {
@@ -117,8 +124,8 @@ func preads(f *os.File, car carFile, order []int, hash bool) func() (operation, 
 }
 
 // accessor opens a store with the CAR as its one shard.
-func accessor(ctx context.Context, dir, path string, verify bool, open *closers) (*dagstore.ShardAccessor, error) {
-	s, err := dagstore.Open(ctx, dir, dagstore.WithConfig(func(c *dagstore.Config) { c.SkipVerifyOnRead = !verify }))
+func accessor(ctx context.Context, dir, path string, mapped, verify bool, open *closers) (*dagstore.ShardAccessor, error) {
+	s, err := dagstore.Open(ctx, dir, dagstore.WithConfig(func(c *dagstore.Config) { c.SkipVerifyOnRead, c.MapSources = !verify, mapped }))
 	if err != nil {
 		return nil, err
 	}

@@ -9,9 +9,11 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	carv2 "github.com/ipld/go-car/v2"
 
+	"github.com/dagstore/dagstore"
 	"github.com/dagstore/dagstore/index"
 )
 
@@ -112,13 +114,33 @@ func walks(ctx context.Context, dir string, car carFile, f *os.File, open *close
 	}
 	for _, verified := range []bool{false, true} {
 		how := map[bool]string{false: "unverified", true: "verified"}[verified]
-		acc, err := accessor(ctx, filepath.Join(dir, how), car.path, verified, open)
+		acc, err := accessor(ctx, filepath.Join(dir, how), car.path, false, verified, open)
 		if err != nil {
 			return nil, err
 		}
+		blocks, err := acc.Blockstore()
+		if err != nil {
+			return nil, err
+		}
+		bs := blocks.(*dagstore.ShardBlockstore)
 		all = append(all, pass{"dagstore: View of each, " + how, "every CID looked up in the order of the file, its block read and looked at", func() error {
 			for _, c := range car.cids {
 				if err := acc.View(ctx, c, func(p []byte) error { return wantLength(len(p)) }); err != nil {
+					return err
+				}
+			}
+			return nil
+		}})
+		all = append(all, pass{"dagstore: ViewMany, " + how, "1,000 CIDs at a time, in the order of the file", func() error {
+			for some := range slices.Chunk(car.cids, 1000) {
+				if err := bs.ViewMany(ctx, some, func(_ int, p []byte, err error) error { return errors.Join(err, wantLength(len(p))) }); err != nil {
+					return err
+				}
+			}
+			return nil
+		}}, pass{"dagstore: GetMany, " + how, "the same, into memory of its own", func() error {
+			for some := range slices.Chunk(car.cids, 1000) {
+				if _, err := bs.GetMany(ctx, some); err != nil {
 					return err
 				}
 			}
