@@ -150,7 +150,13 @@ func recoverShard(d *DAGStore, dir string, key shard.Key) error {
 	if err := os.WriteFile(filepath.Join(dir, "sources", killSource(key)), simContents()[0].data, 0o600); err != nil {
 		return err
 	}
-	if _, err := d.RecoverShardSync(context.Background(), key, RecoverOpts{}); err != nil && !errors.Is(err, ErrNotErrored) {
+	_, err := d.RecoverShardSync(context.Background(), key, RecoverOpts{})
+	if errors.Is(err, ErrShardInitializationFailed) {
+		// What was interrupted is resumed at a start: it may have been joined after it had
+		// missed the source.
+		_, err = d.RecoverShardSync(context.Background(), key, RecoverOpts{})
+	}
+	if err != nil && !errors.Is(err, ErrNotErrored) {
 		return fmt.Errorf("recover: %w", err)
 	}
 	return nil
