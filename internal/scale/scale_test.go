@@ -108,8 +108,7 @@ func TestScheduleIsTheIndexes(t *testing.T) {
 
 // TestLayoutIsTheFormats: the bytes of a real run are those of the model, to 1 %.
 func TestLayoutIsTheFormats(t *testing.T) {
-	for _, n := range []uint64{100_000, 700_000} {
-		const size = 1000
+	for n, size := range map[uint64]uint64{100_000: 100, 700_000: 1000} {
 		x := filled(t, toplevel.Options{Memory: 1 << 30, RestAfter: -1}, n, size)
 		st := x.Stats()
 		if err := x.Close(); err != nil {
