@@ -28,7 +28,8 @@ type ReadBlockstore interface {
 	HashOnRead(enabled bool)
 }
 
-// ShardBlockstore is the blocks of one shard. A block that is not there is
+// ShardBlockstore is the blocks of one shard, read-only. It satisfies boxo's Blockstore
+// and Viewer. A block that is not there is
 // ipld.ErrNotFound; one that cannot be served is a [*BlockError]. Blocks are found
 // by multihash, whatever the codec of the CID. Identity CIDs are answered from
 // themselves. Bytes are checked against the CID unless the store was configured
@@ -245,6 +246,23 @@ func (b *ShardBlockstore) View(ctx context.Context, c cid.Cid, fn func([]byte) e
 		return err
 	}
 	return fn(p)
+}
+
+// Put is not supported: it returns an error that wraps errors.ErrUnsupported.
+func (b *ShardBlockstore) Put(context.Context, blocks.Block) error { return b.readOnly("Put") }
+
+// PutMany is not supported: it returns an error that wraps errors.ErrUnsupported.
+func (b *ShardBlockstore) PutMany(context.Context, []blocks.Block) error {
+	return b.readOnly("PutMany")
+}
+
+// DeleteBlock is not supported: it returns an error that wraps errors.ErrUnsupported.
+func (b *ShardBlockstore) DeleteBlock(context.Context, cid.Cid) error {
+	return b.readOnly("DeleteBlock")
+}
+
+func (b *ShardBlockstore) readOnly(op string) error {
+	return fmt.Errorf("shard %q is read-only: %s: %w", b.sa.h.key, op, errors.ErrUnsupported)
 }
 
 // AllKeysChan sends the CIDs of all blocks, as raw CIDv1 since blocks are found by

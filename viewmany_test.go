@@ -12,6 +12,9 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/ipfs/boxo/blockservice"
+	boxo "github.com/ipfs/boxo/blockstore"
+	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 	ipld "github.com/ipfs/go-ipld-format"
 	"github.com/ipld/go-ipld-prime/codec/dagcbor"
@@ -463,5 +466,36 @@ func TestLinkSystem(t *testing.T) {
 	}
 	if _, err := st.Get(t.Context(), leafCid.KeyString()); !errors.Is(err, dagstore.ErrBlockCorrupt) {
 		t.Errorf("storage: a corrupt block: %v", err)
+	}
+}
+
+var (
+	_ boxo.Blockstore = (*dagstore.ShardBlockstore)(nil)
+	_ boxo.Viewer     = (*dagstore.ShardBlockstore)(nil)
+)
+
+// TestBlockstoreIsReadOnly: a shard's blockstore can stand where boxo wants one, and changes nothing.
+// Proves F24.
+func TestBlockstoreIsReadOnly(t *testing.T) {
+	car, cids, data := carOf(3, func(int) int { return 10 })
+	bs, _ := ofMemory(t, car)
+	block := must(blocks.NewBlockWithCid(data[0], cids[0]))
+	for name, err := range map[string]error{
+		"Put":         bs.Put(t.Context(), block),
+		"PutMany":     bs.PutMany(t.Context(), []blocks.Block{block}),
+		"DeleteBlock": bs.DeleteBlock(t.Context(), cids[0]),
+	} {
+		if !errors.Is(err, errors.ErrUnsupported) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	// A DAG service over it, as a gateway has it.
+	service := blockservice.New(bs, nil)
+	defer service.Close()
+	if b, err := service.GetBlock(t.Context(), cids[1]); err != nil || !bytes.Equal(b.RawData(), data[1]) {
+		t.Errorf("through a block service: %v", err)
+	}
+	if _, err := service.GetBlock(t.Context(), must(cid.Cast(hostile.RawCID([]byte("absent"))))); !ipld.IsNotFound(err) {
+		t.Errorf("through a block service: an absent block: %v", err)
 	}
 }
