@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	mh "github.com/multiformats/go-multihash"
@@ -220,9 +221,7 @@ func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency
 	}
 	kept := make([]shard.Key, 0, len(holders))
 	for i := range holders {
-		// What the view has not seen is another state of the shard, perhaps with other
-		// blocks.
-		if rec := holders[i].rec; rec != nil && rec.Life() == shard.Available && rec.Seq() <= f.Applied.Seq {
+		if holders[i].serves(f.Applied.Seq) {
 			kept = append(kept, holders[i].key)
 		}
 	}
@@ -230,6 +229,86 @@ func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency
 		return nil, f, &NoShardError{Multihash: h, AsOf: f}
 	}
 	return kept, f, nil
+}
+
+// AppendShards appends to dst the available shards that hold a block, in the order of
+// their keys, and returns the position of the top-level index that this is the answer
+// of. It is [DAGStore.FindShards] for who asks often: it allocates nothing if dst has
+// room, finding none is not an error, and with [Any] and [Latest] it takes no lock of
+// the views. h is neither kept nor changed.
+func (d *DAGStore) AppendShards(ctx context.Context, dst []shard.Key, h mh.Multihash, c Consistency) ([]shard.Key, Position, error) {
+	if err := d.fresher(); err != nil {
+		return dst, Position{}, err
+	}
+	t := d.top.Load()
+	pos, ok := d.reached(t, c)
+	if !ok {
+		v, f, err := d.views.Read(ctx, TopLevelView, c)
+		if err != nil {
+			return dst, f.Applied, fmt.Errorf("find shards: %w", d.told(err))
+		}
+		t, pos = v.(*topLevel), f.Applied
+	}
+	if _, own := t.entries.(*runEntries); !own {
+		h = slices.Clone(h) // who knows what an index of others does with it
+	}
+	l := lookups.Get().(*lookup)
+	defer l.done()
+	if err := l.find(ctx, t, h); err != nil {
+		return dst, pos, err
+	}
+	for i := range l.found {
+		if l.found[i].serves(pos.Seq) {
+			dst = append(dst, l.found[i].key)
+		}
+	}
+	return dst, pos, nil
+}
+
+// reached returns what the top-level index t shows, and says whether that is known,
+// without asking the views, to be as fresh as c asks for.
+func (d *DAGStore) reached(t *topLevel, c Consistency) (pos Position, ok bool) {
+	pos = t.Position()
+	switch c.Wait(0) {
+	case Any():
+		return pos, true
+	case Latest():
+		return pos, pos.Seq >= d.journal.Head().Seq
+	}
+	return pos, false
+}
+
+// LookupPosition returns the position that AppendShards, asked now, would answer as of.
+// While that is the same, a block that was not found is still in no available shard,
+// unless the index lacked something, which is Freshness.Err then. It costs nanoseconds.
+// ok is false where it would have to wait or to look at files: if the index lags behind
+// what c asks for, for a c other than [Any] and [Latest], and of a follower.
+func (d *DAGStore) LookupPosition(c Consistency) (pos Position, ok bool) {
+	if d.check() != nil || d.tail != nil {
+		return Position{}, false
+	}
+	return d.reached(d.top.Load(), c)
+}
+
+// LocalShards says of each shard whether its bytes are in a local copy, or are read in
+// place, so that no fetch is needed to read from it. It asks the event loop, once.
+func (d *DAGStore) LocalShards(keys []shard.Key) ([]bool, error) {
+	if err := d.check(); err != nil {
+		return nil, err
+	}
+	held := make([]holder, len(keys))
+	for i, key := range keys {
+		held[i] = holder{key, d.cat.Get(key)}
+	}
+	cs := d.candidates(held)
+	if !d.loop.control(func() { d.loop.lookAt(cs) }) {
+		return nil, ErrClosed
+	}
+	local := make([]bool, len(cs))
+	for i := range cs {
+		local[i] = cs[i].local
+	}
+	return local, nil
 }
 
 // ShardsContainingMultihash returns the available shards that hold a block, or an

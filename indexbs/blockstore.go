@@ -1,4 +1,4 @@
-//lint:file-ignore SA1019 The constructor returns what the predecessor's returned, the archived Blockstore.
+//lint:file-ignore SA1019 It is what the predecessor's was, the archived Blockstore.
 
 package indexbs
 
@@ -7,12 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
-	"time"
+	"log/slog"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
-	ds "github.com/ipfs/go-datastore"
 	blockstore "github.com/ipfs/go-ipfs-blockstore"
 	mh "github.com/multiformats/go-multihash"
 
@@ -22,33 +20,11 @@ import (
 
 // ShardSelectorF chooses which of the shards that hold a block is read. It returns
 // [ErrNoShardSelected] to take none; any other error ends the read. It must be safe
-// for concurrent use and must not keep or change shards.
+// for concurrent use and must not keep or change shards. It is a [Policy].
 //
 // To stay with shards that are open already, a read offers those first; only if none
 // of them is taken does it offer all.
 type ShardSelectorF func(c cid.Cid, shards []shard.Key) (shard.Key, error)
-
-// IdxBstoreDagstore is what the blockstore needs of a store.
-//
-// AcquireShard must answer on out once, unless it returns an error, as
-// [dagstore.DAGStore] does; an answer that comes after the reader has gone is
-// received and its accessor closed.
-type IdxBstoreDagstore interface {
-	ShardsContainingCid(ctx context.Context, c cid.Cid) ([]shard.Key, error)
-	AcquireShard(ctx context.Context, key shard.Key, out chan dagstore.ShardResult, _ dagstore.AcquireOpts) error
-}
-
-// IdxBstoreDagstoreFromDagstore makes an [IdxBstoreDagstore] of a store.
-type IdxBstoreDagstoreFromDagstore struct {
-	dagstore.Interface
-}
-
-var _ IdxBstoreDagstore = (*IdxBstoreDagstoreFromDagstore)(nil)
-
-// ShardsContainingCid returns the shards that hold the CID's multihash.
-func (d *IdxBstoreDagstoreFromDagstore) ShardsContainingCid(ctx context.Context, c cid.Cid) ([]shard.Key, error) {
-	return d.ShardsContainingMultihash(ctx, c.Hash())
-}
 
 // BlockstoreOp names an operation of the blockstore.
 type BlockstoreOp bool
@@ -67,15 +43,24 @@ func (o BlockstoreOp) String() string {
 	return "GetSize"
 }
 
-// IndexBackedBlockstore is the blocks of all shards. Make it with
+// IndexBackedBlockstore is the blocks of all shards. Make it with [New] or
 // [NewIndexBackedBlockstore]. Its methods may be called concurrently.
 //
-// Not found is an ipld.ErrNotFound that wraps [ErrBlockNotFound] too. Identity CIDs
-// are answered from themselves.
+// A read looks up which shards hold the block and reads from the one that the policy
+// chooses; if that fails, from the next. Not found is an ipld.ErrNotFound that wraps
+// [ErrBlockNotFound] and, if the store can tell, a *[dagstore.NoShardError] which says
+// as of which position of the journal; it is said only when no shard that was asked
+// failed otherwise. Identity CIDs are answered from themselves.
 type IndexBackedBlockstore struct {
-	d      IdxBstoreDagstore
-	choose ShardSelectorF
-	cache  accessorCache
+	finder   finder
+	locator  Locator // nil: nobody knows what is local
+	policy   Policy
+	declines bool // the policy is asked about single candidates too
+	log      *slog.Logger
+	cache    accessorCache
+	failures failures
+	absences absences
+	counts   counters
 }
 
 var (
@@ -83,28 +68,6 @@ var (
 	_ blockstore.Viewer     = (*IndexBackedBlockstore)(nil)
 	_ io.Closer             = (*IndexBackedBlockstore)(nil)
 )
-
-// NewIndexBackedBlockstore makes a blockstore over all shards of d. A nil selector
-// takes the first shard.
-//
-// It keeps up to maxCacheSize accessors open (0: any number) for cacheExpire after
-// their last use (0: for ever). A shard with an open accessor cannot be destroyed
-// and its local copy is not reclaimed. An accessor that leaves the cache is closed
-// after the last read that uses it.
-//
-// When ctx ends, or Close is called, the cache is emptied and reads fail. What is
-// returned is an [*IndexBackedBlockstore], which has Close and View besides.
-func NewIndexBackedBlockstore(ctx context.Context, d IdxBstoreDagstore, shardSelector ShardSelectorF, maxCacheSize int, cacheExpire time.Duration) (blockstore.Blockstore, error) {
-	if d == nil {
-		return nil, errors.New("index-backed blockstore: no store")
-	}
-	if shardSelector == nil {
-		shardSelector = func(_ cid.Cid, shards []shard.Key) (shard.Key, error) { return shards[0], nil }
-	}
-	bs := &IndexBackedBlockstore{d: d, choose: shardSelector}
-	bs.cache.init(ctx, d, maxCacheSize, cacheExpire)
-	return bs, nil
-}
 
 // Close closes the cached accessors, those in use after their last use. Acquires in
 // flight are cancelled, and reads end with an error that wraps dagstore.ErrClosed.
@@ -155,15 +118,7 @@ func (bs *IndexBackedBlockstore) View(ctx context.Context, c cid.Cid, fn func([]
 	}
 	var ofFn error
 	err := bs.read(ctx, c, func(b dagstore.ReadBlockstore) error {
-		v, ok := b.(blockstore.Viewer)
-		if !ok {
-			blk, err := b.Get(ctx, c)
-			if err == nil {
-				ofFn = fn(blk.RawData())
-			}
-			return err
-		}
-		return v.View(ctx, c, func(p []byte) error {
+		return view(ctx, b, c, func(p []byte) error {
 			ofFn = fn(p)
 			return nil // the read was good, whatever fn says
 		})
@@ -174,17 +129,39 @@ func (bs *IndexBackedBlockstore) View(ctx context.Context, c cid.Cid, fn func([]
 	return ofFn
 }
 
-// Has says whether some shard that the selector takes holds the block. It opens no
+// view is View of one shard.
+func view(ctx context.Context, b dagstore.ReadBlockstore, c cid.Cid, fn func([]byte) error) error {
+	switch b := b.(type) {
+	case *dagstore.ShardBlockstore: // by its type fn need not escape
+		return b.View(ctx, c, fn)
+	case blockstore.Viewer:
+		return b.View(ctx, c, func(p []byte) error { return fn(p) })
+	}
+	blk, err := b.Get(ctx, c)
+	if err != nil {
+		return err
+	}
+	return fn(blk.RawData())
+}
+
+// Has says whether some shard that the policy takes holds the block. It opens no
 // shard.
 func (bs *IndexBackedBlockstore) Has(ctx context.Context, c cid.Cid) (bool, error) {
 	if _, ok := identity(c); ok {
 		return true, nil
 	}
-	shards, err := bs.lookup(ctx, c)
-	if err != nil || len(shards) == 0 {
+	s := newReading(c)
+	defer s.done()
+	if err := bs.lookup(ctx, s); err != nil || s.absent != nil {
 		return false, err
 	}
-	_, err = bs.choose(c, shards)
+	if len(s.keys) == 0 || !bs.declines {
+		return len(s.keys) > 0, nil
+	}
+	for _, key := range s.keys {
+		s.cands = append(s.cands, Candidate{Key: key, Blocks: 1})
+	}
+	_, err := bs.policy.Choose(c, s.cands)
 	switch {
 	case err == nil:
 		return true, nil
@@ -194,109 +171,9 @@ func (bs *IndexBackedBlockstore) Has(ctx context.Context, c cid.Cid) (bool, erro
 	return false, selectorError(c, err)
 }
 
-// lookup returns the shards that hold a block, none if there are none.
-func (bs *IndexBackedBlockstore) lookup(ctx context.Context, c cid.Cid) ([]shard.Key, error) {
-	if err := ctx.Err(); err != nil {
-		return nil, err
-	}
-	if !c.Defined() {
-		return nil, nil
-	}
-	shards, err := bs.d.ShardsContainingCid(ctx, c)
-	switch {
-	case err == nil:
-		return shards, nil
-	case isAbsent(err) || errors.Is(err, ds.ErrNotFound):
-		return nil, nil
-	}
-	return nil, fmt.Errorf("look up block %s: %w", c, err)
-}
-
-func selectorError(c cid.Cid, err error) error {
-	return fmt.Errorf("select a shard for block %s: %w", c, err)
-}
-
-// read runs op on the blocks of one shard after the other until one of them serves.
-func (bs *IndexBackedBlockstore) read(ctx context.Context, c cid.Cid, op func(dagstore.ReadBlockstore) error) error {
-	shards, err := bs.lookup(ctx, c)
-	if err != nil {
-		return err
-	}
-	var failed []error
-	for len(shards) > 0 {
-		key, err := bs.pick(c, shards)
-		switch {
-		case err != nil && len(failed) > 0:
-			return &readError{c, append(failed, asFailure(err))}
-		case errors.Is(err, ErrNoShardSelected):
-			return notFound(c, true)
-		case err != nil:
-			return selectorError(c, err)
-		}
-		err = bs.readShard(ctx, key, op)
-		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil:
-			return ctx.Err()
-		case bs.cache.ctx.Err() != nil:
-			return bs.cache.closedError()
-		case !isAbsent(err):
-			failed = append(failed, err)
-		}
-		before := len(shards)
-		shards = without(shards, key)
-		if len(shards) == before {
-			break // the selector chose what it was not offered, and may do so for ever
-		}
-	}
-	if len(failed) > 0 {
-		return &readError{c, failed}
-	}
-	return notFound(c, false)
-}
-
-// pick asks the selector: for a shard that is open already, or else for any.
-func (bs *IndexBackedBlockstore) pick(c cid.Cid, shards []shard.Key) (shard.Key, error) {
-	if len(shards) > 1 {
-		if open := bs.cache.open(shards); len(open) > 0 && len(open) < len(shards) {
-			key, err := bs.choose(c, open)
-			if !errors.Is(err, ErrNoShardSelected) {
-				return key, err
-			}
-		}
-	}
-	return bs.choose(c, shards)
-}
-
-// readShard runs op on the blocks of one shard. An accessor that fails leaves the
-// cache. If it was there before, the shard may have been recovered since, so a new
-// one is tried.
-func (bs *IndexBackedBlockstore) readShard(ctx context.Context, key shard.Key, op func(dagstore.ReadBlockstore) error) error {
-	for attempt := 0; ; attempt++ {
-		e, fresh, err := bs.cache.acquire(ctx, key)
-		if err != nil {
-			return err
-		}
-		err = e.use(op)
-		if err == nil || ctx.Err() != nil {
-			return err
-		}
-		bs.cache.drop(e)
-		if fresh || attempt > 0 {
-			return err
-		}
-	}
-}
-
-// without returns a copy of shards that lacks key: the slice may be the store's.
-func without(shards []shard.Key, key shard.Key) []shard.Key {
-	return slices.DeleteFunc(slices.Clone(shards), func(k shard.Key) bool { return k == key })
-}
-
 // identity returns the bytes that an identity CID carries.
 func identity(c cid.Cid) ([]byte, bool) {
-	if !c.Defined() || c.Prefix().MhType != mh.IDENTITY {
+	if m := multihashOf(c); m == "" || m[0] != mh.IDENTITY {
 		return nil, false
 	}
 	d, err := mh.Decode(c.Hash())

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -13,14 +14,18 @@ import (
 	"github.com/dagstore/dagstore/shard"
 )
 
-// accessorCache keeps accessors open, the least recently used last in line.
+// accessorCache keeps accessors open.
 //
 //	entry.refs  = (1 while in the cache) + reads that use it
 //	refs = 0    ⇒ the accessor is closed, once
 //	flight      = one acquire in progress; all first readers of a shard wait for it
 //	timer armed ⇔ there are entries, and they expire
+//	stamp ≤ used of every entry, so the entry on top of the heap that has not been used
+//	since it was placed is the least recently used of all
 //
-// Nothing runs while nothing is acquired: expiry is a timer, not a goroutine.
+// A read of an open shard takes the lock of its stripe only, to find the entry and count
+// itself. Whoever adds or removes an entry holds mu and then the stripe's lock. Nothing
+// runs while nothing is acquired: expiry is a timer, not a goroutine.
 type accessorCache struct {
 	d   IdxBstoreDagstore
 	max int           // 0: no limit
@@ -29,15 +34,31 @@ type accessorCache struct {
 	ctx    context.Context // of acquires
 	cancel context.CancelFunc
 
+	began   time.Time // uses are counted from here
+	seed    maphash.Seed
+	stripes [stripes]stripe
+
 	mu struct {
 		sync.Mutex
-		entries map[shard.Key]*entry
 		flights map[shard.Key]*flight
-		lru     entry // head of the ring: next is the most recently used
+		byUse   []*entry // all entries: a heap by stamp
 		timer   *time.Timer
 		closed  bool
 		unwatch func() bool // ends the watch over the constructor's context
 	}
+	counts struct {
+		opens, evictions, expiries, late atomic.Uint64
+	}
+}
+
+const stripes = 64
+
+// stripe is the entries of some keys.
+type stripe struct {
+	sync.Mutex
+	entries map[shard.Key]*entry
+	hits    uint64
+	_       [64 - 8 - 8 - 8]byte // a cache line of its own
 }
 
 // entry is an open accessor.
@@ -47,8 +68,9 @@ type entry struct {
 	bs   dagstore.ReadBlockstore
 	refs atomic.Int32
 
-	used       time.Time // last; guarded by accessorCache.mu, as is the ring
-	prev, next *entry    // next == nil: not in the cache
+	used  atomic.Int64 // last, in ns from accessorCache.began
+	stamp int64        // used when it was placed in the heap; guarded by accessorCache.mu
+	at    int          // where it is in the heap; -1: not in the cache
 }
 
 // flight is an acquire in progress.
@@ -63,9 +85,11 @@ type flight struct {
 
 func (a *accessorCache) init(ctx context.Context, d IdxBstoreDagstore, size int, ttl time.Duration) {
 	a.d, a.max, a.ttl = d, max(size, 0), max(ttl, 0)
-	a.mu.entries = make(map[shard.Key]*entry)
+	a.began, a.seed = time.Now(), maphash.MakeSeed()
+	for i := range a.stripes {
+		a.stripes[i].entries = make(map[shard.Key]*entry)
+	}
 	a.mu.flights = make(map[shard.Key]*flight)
-	a.mu.lru.prev, a.mu.lru.next = &a.mu.lru, &a.mu.lru
 	a.ctx, a.cancel = context.WithCancel(ctx)
 	a.mu.Lock() // close may run at once
 	defer a.mu.Unlock()
@@ -75,7 +99,11 @@ func (a *accessorCache) init(ctx context.Context, d IdxBstoreDagstore, size int,
 // use runs op on the accessor and ends the reader's use of it.
 func (e *entry) use(op func(dagstore.ReadBlockstore) error) error {
 	defer e.release()
-	err := op(e.bs)
+	return e.failure(op(e.bs))
+}
+
+// failure says what an error of the accessor means to a reader.
+func (e *entry) failure(err error) error {
 	var block *dagstore.BlockError
 	switch {
 	case err == nil:
@@ -95,13 +123,51 @@ func (e *entry) release() {
 	}
 }
 
+func (a *accessorCache) stripeOf(key shard.Key) *stripe {
+	return &a.stripes[maphash.String(a.seed, key.String())%stripes]
+}
+
+// hit returns the entry of a key, if it is in the cache, with one use more.
+func (a *accessorCache) hit(key shard.Key) *entry {
+	s := a.stripeOf(key)
+	s.Lock()
+	e := s.entries[key]
+	if e != nil {
+		e.refs.Add(1) // from 1 or more: it is in the cache
+		s.hits++
+	}
+	s.Unlock()
+	if e != nil && (a.max > 0 || a.ttl > 0) {
+		e.used.Store(a.now())
+	}
+	return e
+}
+
+func (a *accessorCache) now() int64 { return int64(time.Since(a.began)) }
+
+// isOpen says whether a key is in the cache.
+func (a *accessorCache) isOpen(key shard.Key) bool {
+	s := a.stripeOf(key)
+	s.Lock()
+	defer s.Unlock()
+	return s.entries[key] != nil
+}
+
+// len returns how many entries there are.
+func (a *accessorCache) len() int {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return len(a.mu.byUse)
+}
+
 // acquire returns an accessor that the caller must release. It is fresh if it was
 // not there when the call began.
 func (a *accessorCache) acquire(ctx context.Context, key shard.Key) (e *entry, fresh bool, err error) {
+	if e := a.hit(key); e != nil {
+		return e, false, nil
+	}
 	a.mu.Lock()
-	if e := a.mu.entries[key]; e != nil {
-		e.refs.Add(1)
-		a.touchLocked(e)
+	if e := a.hit(key); e != nil {
 		a.mu.Unlock()
 		return e, false, nil
 	}
@@ -174,7 +240,8 @@ func (a *accessorCache) fetch(ctx context.Context, key shard.Key) (*entry, error
 		res.Accessor.Close()
 		return nil, fmt.Errorf("shard %q: %w", key, err)
 	}
-	return &entry{key: key, acc: res.Accessor, bs: bs}, nil
+	a.counts.opens.Add(1)
+	return &entry{key: key, acc: res.Accessor, bs: bs, at: -1}, nil
 }
 
 // arrive ends an acquire: its readers get what came of it, and the cache keeps it.
@@ -190,6 +257,7 @@ func (a *accessorCache) arrive(f *flight, e *entry, err error) {
 		f.e = e
 	case e != nil:
 		e.refs.Store(1)
+		a.counts.late.Add(1)
 		if !planted.Bug("indexbs-late-accessor-kept") {
 			out = e
 		}
@@ -229,45 +297,94 @@ func (a *accessorCache) leave(f *flight) {
 // insertLocked adds an entry and returns the one that has to make room for it, if
 // any, which the caller releases.
 func (a *accessorCache) insertLocked(e *entry) (out *entry) {
-	if a.max > 0 && len(a.mu.entries) >= a.max {
-		out = a.mu.lru.prev
+	if a.max > 0 && len(a.mu.byUse) >= a.max {
+		out = a.oldestLocked()
 		a.removeLocked(out)
+		a.counts.evictions.Add(1)
 	}
-	a.mu.entries[e.key] = e
-	head := &a.mu.lru
-	e.prev, e.next = head, head.next
-	e.prev.next, e.next.prev = e, e
-	a.touchLocked(e)
+	e.stamp = a.now()
+	e.used.Store(e.stamp)
+	e.at = len(a.mu.byUse)
+	a.mu.byUse = append(a.mu.byUse, e)
+	a.upLocked(e.at)
+	s := a.stripeOf(e.key)
+	s.Lock()
+	s.entries[e.key] = e
+	s.Unlock()
 	if a.ttl > 0 && a.mu.timer == nil {
 		a.mu.timer = time.AfterFunc(a.ttl, a.expire)
 	}
 	return out
 }
 
-// touchLocked notes a use: the entry moves to the head of the line.
-func (a *accessorCache) touchLocked(e *entry) {
-	if a.ttl > 0 {
-		e.used = time.Now()
+func (a *accessorCache) removeLocked(e *entry) {
+	s := a.stripeOf(e.key)
+	s.Lock()
+	delete(s.entries, e.key)
+	s.Unlock()
+	i, last := e.at, len(a.mu.byUse)-1
+	a.swapLocked(i, last)
+	a.mu.byUse[last] = nil
+	a.mu.byUse = a.mu.byUse[:last]
+	e.at = -1
+	if i < last {
+		a.downLocked(i)
+		a.upLocked(i)
 	}
-	head := &a.mu.lru
-	if head.next == e {
-		return
-	}
-	e.prev.next, e.next.prev = e.next, e.prev
-	e.prev, e.next = head, head.next
-	e.prev.next, e.next.prev = e, e
 }
 
-func (a *accessorCache) removeLocked(e *entry) {
-	delete(a.mu.entries, e.key)
-	e.prev.next, e.next.prev = e.next, e.prev
-	e.prev, e.next = nil, nil
+// oldestLocked returns the entry that was used least recently. There must be one. The
+// entries that it finds were used since they were placed it places anew, so a use costs
+// no more than a store until somebody asks.
+func (a *accessorCache) oldestLocked() *entry {
+	// Others go on using entries: it ends when all were placed anew, and some more.
+	for range len(a.mu.byUse) + 16 {
+		e := a.mu.byUse[0]
+		used := e.used.Load()
+		if used == e.stamp {
+			break
+		}
+		e.stamp = used
+		a.downLocked(0)
+	}
+	return a.mu.byUse[0]
+}
+
+func (a *accessorCache) swapLocked(i, k int) {
+	h := a.mu.byUse
+	h[i], h[k] = h[k], h[i]
+	h[i].at, h[k].at = i, k
+}
+
+func (a *accessorCache) upLocked(i int) {
+	h := a.mu.byUse
+	for i > 0 && h[i].stamp < h[(i-1)/2].stamp {
+		a.swapLocked(i, (i-1)/2)
+		i = (i - 1) / 2
+	}
+}
+
+func (a *accessorCache) downLocked(i int) {
+	h := a.mu.byUse
+	for {
+		least := i
+		for c := 2*i + 1; c < min(2*i+3, len(h)); c++ {
+			if h[c].stamp < h[least].stamp {
+				least = c
+			}
+		}
+		if least == i {
+			return
+		}
+		a.swapLocked(i, least)
+		i = least
+	}
 }
 
 // drop takes an entry out of the cache if it is still there.
 func (a *accessorCache) drop(e *entry) {
 	a.mu.Lock()
-	in := e.next != nil
+	in := e.at >= 0
 	if in {
 		a.removeLocked(e)
 	}
@@ -277,31 +394,20 @@ func (a *accessorCache) drop(e *entry) {
 	}
 }
 
-// open returns those of shards that are in the cache.
-func (a *accessorCache) open(shards []shard.Key) (in []shard.Key) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, k := range shards {
-		if a.mu.entries[k] != nil {
-			in = append(in, k)
-		}
-	}
-	return in
-}
-
 // expire closes what was not used for long enough, and comes again for the rest.
 func (a *accessorCache) expire() {
 	var out []*entry
 	a.mu.Lock()
 	a.mu.timer = nil
-	now := time.Now()
-	for len(a.mu.entries) > 0 {
-		oldest := a.mu.lru.prev
-		if left := a.ttl - now.Sub(oldest.used); left > 0 {
+	now := a.now()
+	for len(a.mu.byUse) > 0 && !a.mu.closed {
+		oldest := a.oldestLocked()
+		if left := a.ttl - time.Duration(now-oldest.stamp); left > 0 {
 			a.mu.timer = time.AfterFunc(left, a.expire)
 			break
 		}
 		a.removeLocked(oldest)
+		a.counts.expiries.Add(1)
 		out = append(out, oldest)
 	}
 	a.mu.Unlock()
@@ -320,7 +426,8 @@ func (a *accessorCache) close() {
 	}
 	a.mu.closed = true
 	a.mu.unwatch()
-	for _, e := range a.mu.entries {
+	for n := len(a.mu.byUse); n > 0; n-- {
+		e := a.mu.byUse[n-1]
 		a.removeLocked(e)
 		out = append(out, e)
 	}

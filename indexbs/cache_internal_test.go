@@ -89,8 +89,8 @@ func TestArrivals(t *testing.T) {
 				store.answer <- dagstore.ShardResult{Key: key, Accessor: acc}
 				<-f.done
 			})
-			if c.kept != (len(a.mu.entries) == 1) {
-				t.Errorf("%d in the cache", len(a.mu.entries))
+			if c.kept != (a.len() == 1) {
+				t.Errorf("%d in the cache", a.len())
 			}
 			a.close()
 			select {

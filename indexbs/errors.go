@@ -15,7 +15,8 @@ import (
 var (
 	// ErrBlockNotFound is wrapped by the error of Get, GetSize and View for a block
 	// that no shard holds, or none that the selector takes. That error is an
-	// ipld.ErrNotFound as well.
+	// ipld.ErrNotFound as well, and if no shard holds the block a
+	// *dagstore.NoShardError, which says as of when, if the store does.
 	ErrBlockNotFound = errors.New("block not found")
 	// ErrNoShardSelected is what a selector returns to take none of the shards it
 	// was offered. It is wrapped by the error of the read: with ErrBlockNotFound if
@@ -29,10 +30,14 @@ var (
 type notFoundError struct {
 	ipld.ErrNotFound
 	declined bool
+	// asOf says how fresh the answer is, if asOf.View is not empty.
+	asOf dagstore.Freshness
 }
 
+// notFound is the error of a block that is in some shard by the index, and was not
+// looked for there, or not found.
 func notFound(c cid.Cid, declined bool) error {
-	return &notFoundError{ipld.ErrNotFound{Cid: c}, declined}
+	return &notFoundError{ErrNotFound: ipld.ErrNotFound{Cid: c}, declined: declined}
 }
 
 func (e *notFoundError) Error() string {
@@ -46,6 +51,9 @@ func (e *notFoundError) Unwrap() []error {
 	all := []error{e.ErrNotFound, ErrBlockNotFound}
 	if e.declined {
 		all = append(all, ErrNoShardSelected)
+	}
+	if e.asOf.View != "" {
+		all = append(all, &dagstore.NoShardError{Multihash: e.Cid.Hash(), AsOf: e.asOf})
 	}
 	return all
 }

@@ -1,0 +1,136 @@
+//lint:file-ignore SA1019 The constructor returns what the predecessor's returned, the archived Blockstore.
+
+package indexbs
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	blockstore "github.com/ipfs/go-ipfs-blockstore"
+
+	"github.com/dagstore/dagstore"
+)
+
+// Options configures an [IndexBackedBlockstore]. The zero value is the default.
+type Options struct {
+	// Policy chooses among the shards that hold a block; nil: [DefaultPolicy].
+	Policy Policy
+	// MaxOpen is how many accessors are kept open; 0: 2,048; less than 0: any number. A
+	// shard on disk takes two descriptors or so. One with an open accessor cannot be
+	// destroyed, and its local copy is not reclaimed.
+	MaxOpen int
+	// IdleFor is how long an accessor that is not used stays open; 0: 5 minutes; less
+	// than 0: for ever.
+	IdleFor time.Duration
+	// FailedFor is for how long a failure is remembered; 0: 3 seconds; less than 0: not
+	// at all. A shard that could not be opened, or not be read a block from, is not
+	// asked for that again meanwhile. If no other serves, the answer is the remembered
+	// error, at once, so that an origin that is down is not hammered. [HealthyFirst]
+	// has other blocks read from other shards, too.
+	FailedFor time.Duration
+	// NotFoundFor is for how long it is remembered that a block is in no shard; 0 or
+	// less: not at all. It is never believed once the top-level index has moved, so a
+	// block that becomes available is found at once. That helps if the index is one of
+	// others, of which a lookup costs microseconds ([dagstore.Config.TopLevelIndex]). The
+	// store's own says that it does not have a block about as fast as this memory would.
+	NotFoundFor time.Duration
+	// Consistency is how fresh the top-level index has to be; nil: [dagstore.Latest].
+	// With [dagstore.Any] nothing waits for an index that lags, and what a block was not
+	// found as of is in the error, a *[dagstore.NoShardError]. It is heeded with stores
+	// that can be asked for it, which are [*dagstore.DAGStore] and a [Finder].
+	Consistency *dagstore.Consistency
+	// Logger is told of shards that fail; nil: nobody is.
+	Logger *slog.Logger
+}
+
+const (
+	defaultMaxOpen   = 2048
+	defaultIdleFor   = 5 * time.Minute
+	defaultFailedFor = 3 * time.Second
+)
+
+// validate fills in the defaults: what is less than 0 then is 0, which is none.
+func (o *Options) validate() error {
+	if o.Policy == nil {
+		o.Policy = DefaultPolicy()
+	}
+	switch {
+	case o.MaxOpen == 0:
+		o.MaxOpen = defaultMaxOpen
+	case o.MaxOpen < 0:
+		o.MaxOpen = 0
+	}
+	orDefault(&o.IdleFor, defaultIdleFor)
+	orDefault(&o.FailedFor, defaultFailedFor)
+	orDefault(&o.NotFoundFor, 0)
+	if o.Consistency == nil {
+		o.Consistency = new(dagstore.Latest())
+	}
+	if p, past := o.Consistency.AsOfPosition(); past {
+		return fmt.Errorf("index-backed blockstore: lookups cannot be asked for the past, %v: take Any, Latest, Within or AtLeast", p)
+	}
+	if o.Logger == nil {
+		o.Logger = slog.New(slog.DiscardHandler)
+	}
+	return nil
+}
+
+func orDefault(d *time.Duration, otherwise time.Duration) {
+	switch {
+	case *d == 0:
+		*d = otherwise
+	case *d < 0:
+		*d = 0
+	}
+}
+
+// New makes a blockstore over all shards of d. When ctx ends, or Close is called, the
+// accessors are closed, those in use after their last use, and reads fail.
+func New(ctx context.Context, d IdxBstoreDagstore, o Options) (*IndexBackedBlockstore, error) {
+	if d == nil {
+		return nil, errors.New("index-backed blockstore: no store")
+	}
+	if err := o.validate(); err != nil {
+		return nil, err
+	}
+	bs := &IndexBackedBlockstore{
+		finder: finderOf(d, *o.Consistency), policy: o.Policy, log: o.Logger,
+		failures: failures{keep: o.FailedFor},
+	}
+	if p, ok := o.Policy.(Decliner); ok {
+		bs.declines = p.Declines()
+	}
+	if _, selector := o.Policy.(ShardSelectorF); !selector {
+		bs.locator = locatorOf(d)
+	}
+	bs.absences.init(o.NotFoundFor)
+	bs.cache.init(ctx, d, o.MaxOpen, o.IdleFor)
+	return bs, nil
+}
+
+// NewIndexBackedBlockstore is [New] as the predecessor had it. A nil selector takes the
+// first shard, and nothing is remembered but accessors: up to maxCacheSize of them (0:
+// any number) for cacheExpire after their last use (0: for ever).
+//
+// What is returned is an [*IndexBackedBlockstore], which can do more than the interface
+// says.
+func NewIndexBackedBlockstore(ctx context.Context, d IdxBstoreDagstore, shardSelector ShardSelectorF, maxCacheSize int, cacheExpire time.Duration) (blockstore.Blockstore, error) {
+	o := Options{Policy: asOffered{}, MaxOpen: maxCacheSize, IdleFor: cacheExpire, FailedFor: -1, NotFoundFor: -1}
+	if shardSelector != nil {
+		o.Policy = shardSelector
+	}
+	if o.MaxOpen == 0 {
+		o.MaxOpen = -1
+	}
+	if o.IdleFor == 0 {
+		o.IdleFor = -1
+	}
+	bs, err := New(ctx, d, o)
+	if err != nil {
+		return nil, err
+	}
+	return bs, nil
+}

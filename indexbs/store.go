@@ -1,0 +1,160 @@
+package indexbs
+
+import (
+	"context"
+	"errors"
+	"unsafe"
+
+	"github.com/ipfs/go-cid"
+	ds "github.com/ipfs/go-datastore"
+	mh "github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// IdxBstoreDagstore is what the blockstore needs of a store.
+//
+// AcquireShard must answer on out once, unless it returns an error, as
+// [dagstore.DAGStore] does; an answer that comes after the reader has gone is
+// received and its accessor closed.
+//
+// A store may be a [Finder] or a [Locator] besides.
+type IdxBstoreDagstore interface {
+	ShardsContainingCid(ctx context.Context, c cid.Cid) ([]shard.Key, error)
+	AcquireShard(ctx context.Context, key shard.Key, out chan dagstore.ShardResult, _ dagstore.AcquireOpts) error
+}
+
+// Finder is a store whose lookups allocate nothing and say what they are of. It is asked
+// in place of ShardsContainingCid.
+type Finder interface {
+	// AppendShardsOfCid appends the available shards that hold a block to dst and returns
+	// the position that the answer is of. It is no error if there are none.
+	AppendShardsOfCid(ctx context.Context, dst []shard.Key, c cid.Cid, fresh dagstore.Consistency) ([]shard.Key, dagstore.Position, error)
+	// LookupPosition is [dagstore.DAGStore.LookupPosition].
+	LookupPosition(fresh dagstore.Consistency) (dagstore.Position, bool)
+	// Freshness is [dagstore.DAGStore.Freshness]; it is asked for that of
+	// [dagstore.TopLevelView].
+	Freshness(view string) (dagstore.Freshness, error)
+}
+
+// Locator is a store that knows where the bytes of shards are.
+type Locator interface {
+	// LocalShards says of each shard whether it can be read without fetching it.
+	LocalShards(keys []shard.Key) ([]bool, error)
+}
+
+var (
+	_ IdxBstoreDagstore = (*IdxBstoreDagstoreFromDagstore)(nil)
+	_ Finder            = storeFinder{}
+	_ Locator           = (*dagstore.DAGStore)(nil)
+)
+
+// IdxBstoreDagstoreFromDagstore makes an [IdxBstoreDagstore] of a store. Of a
+// [*dagstore.DAGStore] all is used that it can do besides.
+type IdxBstoreDagstoreFromDagstore struct {
+	dagstore.Interface
+}
+
+// ShardsContainingCid returns the shards that hold the CID's multihash.
+func (d *IdxBstoreDagstoreFromDagstore) ShardsContainingCid(ctx context.Context, c cid.Cid) ([]shard.Key, error) {
+	return d.ShardsContainingMultihash(ctx, c.Hash())
+}
+
+// wrapped returns the store within d, if nobody has a say in between: who embeds a store
+// and has a ShardsContainingCid or ShardsContainingMultihash of their own means that.
+func wrapped(d IdxBstoreDagstore) *dagstore.DAGStore {
+	if w, ok := d.(*IdxBstoreDagstoreFromDagstore); ok {
+		store, _ := w.Interface.(*dagstore.DAGStore)
+		return store
+	}
+	return nil
+}
+
+// storeFinder is a [Finder] over the store.
+type storeFinder struct {
+	*dagstore.DAGStore
+}
+
+func (f storeFinder) AppendShardsOfCid(ctx context.Context, dst []shard.Key, c cid.Cid, fresh dagstore.Consistency) ([]shard.Key, dagstore.Position, error) {
+	m := multihashOf(c)
+	return f.AppendShards(ctx, dst, unsafe.Slice(unsafe.StringData(m), len(m)), fresh) // which does not change it
+}
+
+// finder looks up blocks.
+type finder struct {
+	d     IdxBstoreDagstore
+	more  Finder // nil: d cannot do more
+	fresh dagstore.Consistency
+}
+
+func finderOf(d IdxBstoreDagstore, fresh dagstore.Consistency) finder {
+	f := finder{d: d, fresh: fresh}
+	if more, ok := d.(Finder); ok {
+		f.more = more
+	} else if store := wrapped(d); store != nil {
+		f.more = storeFinder{store}
+	}
+	return f
+}
+
+func locatorOf(d IdxBstoreDagstore) Locator {
+	if l, ok := d.(Locator); ok {
+		return l
+	}
+	if store := wrapped(d); store != nil {
+		return store
+	}
+	return nil
+}
+
+// find looks up a block, appending to dst. That there is none is no error.
+func (f *finder) find(ctx context.Context, dst []shard.Key, c cid.Cid) ([]shard.Key, dagstore.Position, error) {
+	if f.more != nil {
+		return f.more.AppendShardsOfCid(ctx, dst, c, f.fresh)
+	}
+	keys, err := f.d.ShardsContainingCid(ctx, c)
+	return append(dst, keys...), dagstore.Position{}, err
+}
+
+// asOf says how fresh the answer is that a block is nowhere: that of pos, or what err
+// says. known is false if it cannot be told.
+func (f *finder) asOf(pos dagstore.Position, err error) (fresh dagstore.Freshness, known bool) {
+	var none *dagstore.NoShardError
+	if errors.As(err, &none) {
+		return none.AsOf, true
+	}
+	if f.more == nil || err != nil {
+		return fresh, false
+	}
+	if fresh, err = f.more.Freshness(dagstore.TopLevelView); err != nil {
+		return fresh, false
+	}
+	if fresh.Applied != pos { // it moved since
+		fresh.Applied = pos
+		fresh.Lag = max(fresh.Head.Seq, pos.Seq) - pos.Seq
+	}
+	return fresh, true
+}
+
+// isNowhere says that a lookup's error means that there is no such block.
+func isNowhere(err error) bool { return isAbsent(err) || errors.Is(err, ds.ErrNotFound) }
+
+// multihashOf returns the multihash within a CID's binary form, without copying.
+func multihashOf(c cid.Cid) string {
+	s := c.KeyString()
+	if len(s) == 34 && s[0] == mh.SHA2_256 && s[1] == 32 {
+		return s // CIDv0
+	}
+	for range 2 { // version and codec
+		i := 0
+		for i < len(s) && s[i] >= 0x80 {
+			i++
+		}
+		if i++; i > len(s) {
+			return ""
+		}
+		s = s[i:]
+	}
+	return s
+}
