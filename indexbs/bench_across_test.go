@@ -76,10 +76,15 @@ func intEnv(b *testing.B, name string, otherwise int) int {
 // across is a store with shards of blocks of 1 KiB, and one shard with as many blocks
 // as all of them.
 type across struct {
-	d    *dagstore.DAGStore
-	cids []cid.Cid // of all shards, mixed
-	one  *dagstore.ShardAccessor
-	ones []cid.Cid // of the one
+	d      *dagstore.DAGStore
+	blocks []placed // of all shards, mixed
+	one    []placed // of the one
+}
+
+// placed is a block with the accessor of its shard.
+type placed struct {
+	c  cid.Cid
+	in dagstore.ReadBlockstore
 }
 
 func openAcross(b *testing.B, shards, blocks int, opts ...dagstore.Option) *across {
@@ -99,106 +104,132 @@ func openAcross(b *testing.B, shards, blocks int, opts ...dagstore.Option) *acro
 		_, err = d.RegisterShardSync(b.Context(), shard.KeyFromString(name), &mount.FileMount{Path: path}, dagstore.RegisterOpts{})
 		return cids, err
 	}
-	a := &across{d: d, cids: make([]cid.Cid, shards*blocks)}
+	a := &across{d: d, blocks: make([]placed, shards*blocks)}
+	place := func(dst []placed, name string, cids []cid.Cid) error {
+		acc, err := d.AcquireShardSync(b.Context(), shard.KeyFromString(name), dagstore.AcquireOpts{})
+		if err != nil {
+			return err
+		}
+		b.Cleanup(func() { acc.Close() })
+		in, err := acc.Blockstore()
+		for i, c := range cids {
+			dst[i] = placed{c, in}
+		}
+		return err
+	}
 	var g errgroup.Group
 	g.SetLimit(4)
 	for s := range shards {
 		g.Go(func() error {
-			cids, err := register(fmt.Sprintf("baga6ea4seaq-shard-%06d", s), uint64(s*blocks+1), blocks)
-			copy(a.cids[s*blocks:], cids)
-			return err
+			name := fmt.Sprintf("baga6ea4seaq-shard-%06d", s)
+			cids, err := register(name, uint64(s*blocks+1), blocks)
+			if err != nil {
+				return err
+			}
+			return place(a.blocks[s*blocks:], name, cids)
 		})
 	}
 	if err := g.Wait(); err != nil {
 		b.Fatal(err)
 	}
-	if a.ones, err = register("one", 1<<40, shards*blocks); err != nil {
-		b.Fatal(err)
-	}
-	if a.one, err = d.AcquireShardSync(b.Context(), shard.KeyFromString("one"), dagstore.AcquireOpts{}); err != nil {
-		b.Fatal(err)
-	}
-	b.Cleanup(func() { a.one.Close() })
-	r := rand.New(rand.NewPCG(1, 2))
-	mix := func(cids []cid.Cid) {
-		r.Shuffle(len(cids), func(i, k int) { cids[i], cids[k] = cids[k], cids[i] })
-	}
-	mix(a.cids)
-	mix(a.ones)
-	return a
-}
-
-// BenchmarkAcross compares reads of 1 KiB blocks in random order over 1,000 shards of
-// 1,000 blocks, on disk and all of them open, with the same reads of one shard that
-// holds as many, through its accessor: two goroutines each. "ratio" is the time of the
-// former by that of the latter, measured in turns in one run.
-//
-// DAGSTORE_BENCH_SHARDS and DAGSTORE_BENCH_BLOCKS change the numbers.
-func BenchmarkAcross(b *testing.B) {
-	shards, blocks := intEnv(b, "DAGSTORE_BENCH_SHARDS", 1000), intEnv(b, "DAGSTORE_BENCH_BLOCKS", 1000)
-	for name, opts := range map[string][]dagstore.Option{"verified": nil} {
-		b.Run(name, func(b *testing.B) { benchAcross(b, openAcross(b, shards, blocks, opts...)) })
-	}
-}
-
-func benchAcross(b *testing.B, a *across) {
-	one := must(a.one.Blockstore())
-	all, err := indexbs.NewIndexBackedBlockstore(b.Context(), over(a.d), nil, 0, time.Hour)
+	cids, err := register("one", 1<<40, shards*blocks)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer all.(*indexbs.IndexBackedBlockstore).Close()
-	get := func(bs dagstore.ReadBlockstore) func(context.Context, cid.Cid) error {
-		return func(ctx context.Context, c cid.Cid) error {
-			_, err := bs.Get(ctx, c)
-			return err
-		}
+	a.one = make([]placed, len(cids))
+	if err := place(a.one, "one", cids); err != nil {
+		b.Fatal(err)
 	}
-	size := func(bs dagstore.ReadBlockstore) func(context.Context, cid.Cid) error {
-		return func(ctx context.Context, c cid.Cid) error {
-			_, err := bs.GetSize(ctx, c)
-			return err
-		}
+	r := rand.New(rand.NewPCG(1, 2))
+	for _, mixed := range [][]placed{a.blocks, a.one} {
+		r.Shuffle(len(mixed), func(i, k int) { mixed[i], mixed[k] = mixed[k], mixed[i] })
 	}
-	for _, c := range a.cids { // open all, and fill the page cache
-		if _, err := all.Get(b.Context(), c); err != nil {
-			b.Fatal(err)
-		}
-	}
-	for _, c := range a.ones {
-		if _, err := one.Get(b.Context(), c); err != nil {
-			b.Fatal(err)
-		}
-	}
-	b.Run("get", func(b *testing.B) { compareReads(b, get(all), a.cids, get(one), a.ones) })
-	b.Run("size", func(b *testing.B) { compareReads(b, size(all), a.cids, size(one), a.ones) })
-	b.Run("get-profiled", func(b *testing.B) {
-		b.ReportAllocs()
-		readAll(b, get(all), a.cids, 0, b.N)
-	})
+	return a
 }
 
-// compareReads reads with one and the other in turns of the same length.
-func compareReads(b *testing.B, all func(context.Context, cid.Cid) error, cids []cid.Cid, one func(context.Context, cid.Cid) error, ones []cid.Cid) {
-	const turns = 8
-	var took [2]time.Duration
-	n := max(b.N/turns/2, 1)
-	b.ReportAllocs()
-	for t := range turns {
-		start := time.Now()
-		readAll(b, all, cids, t*n, n)
-		took[0] += time.Since(start)
-		start = time.Now()
-		readAll(b, one, ones, t*n, n)
-		took[1] += time.Since(start)
+// BenchmarkAcross reads blocks of 1 KiB in random order over 1,000 shards of 1,000
+// blocks, on disk and all of them open, with two goroutines, and compares in turns in
+// one run with
+//
+//   - the same reads by who knows in which shard each block is and has all accessors at
+//     hand: "ratio" is what finding the shard costs;
+//   - reads of one shard that holds as many blocks, through its accessor: "ratio-of-one"
+//     has in it too what 1,000 files and indices cost beside one.
+//
+// DAGSTORE_BENCH_SHARDS and DAGSTORE_BENCH_BLOCKS change the numbers.
+func BenchmarkAcross(b *testing.B) {
+	a := openAcross(b, intEnv(b, "DAGSTORE_BENCH_SHARDS", 1000), intEnv(b, "DAGSTORE_BENCH_BLOCKS", 1000))
+	all, err := indexbs.New(b.Context(), over(a.d), indexbs.Options{})
+	if err != nil {
+		b.Fatal(err)
 	}
-	b.ReportMetric(float64(took[0])/float64(took[1]), "ratio")
-	b.ReportMetric(float64(turns*n)/took[0].Seconds(), "across/s")
-	b.ReportMetric(float64(turns*n)/took[1].Seconds(), "one/s")
+	defer all.Close()
+	get := func(ctx context.Context, bs dagstore.ReadBlockstore, c cid.Cid) error {
+		_, err := bs.Get(ctx, c)
+		return err
+	}
+	size := func(ctx context.Context, bs dagstore.ReadBlockstore, c cid.Cid) error {
+		_, err := bs.GetSize(ctx, c)
+		return err
+	}
+	across := func(read reader) func(context.Context, placed) error {
+		return func(ctx context.Context, p placed) error { return read(ctx, all, p.c) }
+	}
+	direct := func(read reader) func(context.Context, placed) error {
+		return func(ctx context.Context, p placed) error { return read(ctx, p.in, p.c) }
+	}
+	readAll(b, across(get), a.blocks, 0, len(a.blocks)) // open all, and fill the page cache
+	readAll(b, direct(get), a.one, 0, len(a.one))
+	for name, read := range map[string]reader{"get": get, "size": size} {
+		b.Run(name, func(b *testing.B) {
+			compareReads(b, []compared{
+				{"across/s", "", across(read), a.blocks},
+				{"direct/s", "ratio", direct(read), a.blocks},
+				{"one/s", "ratio-of-one", direct(read), a.one},
+			})
+			b.ReportMetric(0, "ns/op") // of all three together
+		})
+	}
+	b.Run("get-alone", func(b *testing.B) {
+		b.ReportAllocs()
+		readAll(b, across(get), a.blocks, 0, b.N)
+	})
+	if n := all.Stats().OpenNow; n < min(1000, len(a.blocks)) && b.N > 0 {
+		b.Logf("%d shards are open", n)
+	}
+}
+
+type reader func(context.Context, dagstore.ReadBlockstore, cid.Cid) error
+
+// compared is one way to read blocks.
+type compared struct {
+	rate, ratio string // names of metrics: reads each second, and the first one's time by this one's
+	read        func(context.Context, placed) error
+	blocks      []placed
+}
+
+// compareReads reads in several ways, in turns of the same length.
+func compareReads(b *testing.B, ways []compared) {
+	const turns = 8
+	took := make([]time.Duration, len(ways))
+	n := max(b.N/turns/len(ways), 1)
+	for t := range turns {
+		for i, w := range ways {
+			start := time.Now()
+			readAll(b, w.read, w.blocks, t*n, n)
+			took[i] += time.Since(start)
+		}
+	}
+	for i, w := range ways {
+		b.ReportMetric(float64(turns*n)/took[i].Seconds(), w.rate)
+		if w.ratio != "" {
+			b.ReportMetric(float64(took[0])/float64(took[i]), w.ratio)
+		}
+	}
 }
 
 // readAll has two goroutines read n blocks.
-func readAll(b *testing.B, read func(context.Context, cid.Cid) error, cids []cid.Cid, from, n int) {
+func readAll(b *testing.B, read func(context.Context, placed) error, blocks []placed, from, n int) {
 	var next atomic.Int64
 	var g errgroup.Group
 	const step = 64
@@ -210,7 +241,7 @@ func readAll(b *testing.B, read func(context.Context, cid.Cid) error, cids []cid
 					return nil
 				}
 				for k := i; k < min(i+step, n); k++ {
-					if err := read(b.Context(), cids[(from+k)%len(cids)]); err != nil {
+					if err := read(b.Context(), blocks[(from+k)%len(blocks)]); err != nil {
 						return err
 					}
 				}
