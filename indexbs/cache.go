@@ -37,6 +37,7 @@ type accessorCache struct {
 	began   time.Time // uses are counted from here
 	seed    maphash.Seed
 	stripes [stripes]stripe
+	places  places
 
 	mu struct {
 		sync.Mutex
@@ -44,6 +45,7 @@ type accessorCache struct {
 		byUse   []*entry // all entries: a heap by stamp
 		timer   *time.Timer
 		closed  bool
+		hits    uint64      // of entries that were removed
 		unwatch func() bool // ends the watch over the constructor's context
 	}
 	counts struct {
@@ -57,8 +59,7 @@ const stripes = 64
 type stripe struct {
 	sync.Mutex
 	entries map[shard.Key]*entry
-	hits    uint64
-	_       [64 - 8 - 8 - 8]byte // a cache line of its own
+	_       [64 - 8 - 8]byte // a cache line of its own
 }
 
 // entry is an open accessor.
@@ -71,6 +72,9 @@ type entry struct {
 	used  atomic.Int64 // last, in ns from accessorCache.began
 	stamp int64        // used when it was placed in the heap; guarded by accessorCache.mu
 	at    int          // where it is in the heap; -1: not in the cache
+
+	number uint16        // among places; 0: none. It stays the same.
+	hits   atomic.Uint64 // uses after the first
 }
 
 // flight is an acquire in progress.
@@ -134,13 +138,29 @@ func (a *accessorCache) hit(key shard.Key) *entry {
 	e := s.entries[key]
 	if e != nil {
 		e.refs.Add(1) // from 1 or more: it is in the cache
-		s.hits++
 	}
 	s.Unlock()
-	if e != nil && (a.max > 0 || a.ttl > 0) {
-		e.used.Store(a.now())
+	if e != nil {
+		a.touch(e)
 	}
 	return e
+}
+
+// placed is hit for the shard that a block was found in before, if that is remembered.
+func (a *accessorCache) placed(m string) *entry {
+	e := a.places.of(m)
+	if e != nil {
+		a.touch(e)
+	}
+	return e
+}
+
+// touch notes a use.
+func (a *accessorCache) touch(e *entry) {
+	e.hits.Add(1)
+	if a.max > 0 || a.ttl > 0 {
+		e.used.Store(a.now())
+	}
 }
 
 func (a *accessorCache) now() int64 { return int64(time.Since(a.began)) }
@@ -151,6 +171,18 @@ func (a *accessorCache) isOpen(key shard.Key) bool {
 	s.Lock()
 	defer s.Unlock()
 	return s.entries[key] != nil
+}
+
+// hits counts the uses of entries that were there. Of entries that were removed while
+// they were used, later uses are missing.
+func (a *accessorCache) hits() uint64 {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	n := a.mu.hits
+	for _, e := range a.mu.byUse {
+		n += e.hits.Load()
+	}
+	return n
 }
 
 // len returns how many entries there are.
@@ -307,6 +339,7 @@ func (a *accessorCache) insertLocked(e *entry) (out *entry) {
 	e.at = len(a.mu.byUse)
 	a.mu.byUse = append(a.mu.byUse, e)
 	a.upLocked(e.at)
+	a.places.addLocked(e)
 	s := a.stripeOf(e.key)
 	s.Lock()
 	s.entries[e.key] = e
@@ -322,6 +355,8 @@ func (a *accessorCache) removeLocked(e *entry) {
 	s.Lock()
 	delete(s.entries, e.key)
 	s.Unlock()
+	a.places.removeLocked(e)
+	a.mu.hits += e.hits.Load()
 	i, last := e.at, len(a.mu.byUse)-1
 	a.swapLocked(i, last)
 	a.mu.byUse[last] = nil

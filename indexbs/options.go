@@ -25,6 +25,11 @@ type Options struct {
 	// IdleFor is how long an accessor that is not used stays open; 0: 5 minutes; less
 	// than 0: for ever.
 	IdleFor time.Duration
+	// HotBlocks is of about how many blocks it is remembered which open shard they were
+	// read from, so that they are not looked up the next time, in 8 bytes each; 0: 1,048,576;
+	// less than 0: of none, and so it is if the policy may decline. Blocks that are in
+	// several shards are always looked up.
+	HotBlocks int
 	// FailedFor is for how long a failure is remembered; 0: 3 seconds; less than 0: not
 	// at all. A shard that could not be opened, or not be read a block from, is not
 	// asked for that again meanwhile. If no other serves, the answer is the remembered
@@ -48,6 +53,8 @@ type Options struct {
 
 const (
 	defaultMaxOpen   = 2048
+	defaultHotBlocks = 1 << 20
+	maxHotBlocks     = 1 << 30
 	defaultIdleFor   = 5 * time.Minute
 	defaultFailedFor = 3 * time.Second
 )
@@ -62,6 +69,12 @@ func (o *Options) validate() error {
 		o.MaxOpen = defaultMaxOpen
 	case o.MaxOpen < 0:
 		o.MaxOpen = 0
+	}
+	if o.HotBlocks == 0 {
+		o.HotBlocks = defaultHotBlocks
+	}
+	if o.HotBlocks > maxHotBlocks {
+		return fmt.Errorf("index-backed blockstore: %d hot blocks; at most %d", o.HotBlocks, maxHotBlocks)
 	}
 	orDefault(&o.IdleFor, defaultIdleFor)
 	orDefault(&o.FailedFor, defaultFailedFor)
@@ -103,6 +116,9 @@ func New(ctx context.Context, d IdxBstoreDagstore, o Options) (*IndexBackedBlock
 	if p, ok := o.Policy.(Decliner); ok {
 		bs.declines = p.Declines()
 	}
+	if !bs.declines {
+		bs.cache.places.init(o.HotBlocks)
+	}
 	if _, selector := o.Policy.(ShardSelectorF); !selector {
 		bs.locator = locatorOf(d)
 	}
@@ -118,7 +134,7 @@ func New(ctx context.Context, d IdxBstoreDagstore, o Options) (*IndexBackedBlock
 // What is returned is an [*IndexBackedBlockstore], which can do more than the interface
 // says.
 func NewIndexBackedBlockstore(ctx context.Context, d IdxBstoreDagstore, shardSelector ShardSelectorF, maxCacheSize int, cacheExpire time.Duration) (blockstore.Blockstore, error) {
-	o := Options{Policy: asOffered{}, MaxOpen: maxCacheSize, IdleFor: cacheExpire, FailedFor: -1, NotFoundFor: -1}
+	o := Options{Policy: asOffered{}, MaxOpen: maxCacheSize, IdleFor: cacheExpire, HotBlocks: -1, FailedFor: -1, NotFoundFor: -1}
 	if shardSelector != nil {
 		o.Policy = shardSelector
 	}

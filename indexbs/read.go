@@ -107,6 +107,14 @@ func selectorError(c cid.Cid, err error) error {
 
 // read runs op on the blocks of one shard after the other until one of them serves.
 func (bs *IndexBackedBlockstore) read(ctx context.Context, c cid.Cid, op func(dagstore.ReadBlockstore) error) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if e := bs.cache.placed(multihashOf(c)); e != nil {
+		if e.use(op) == nil {
+			return nil
+		} // or else the shard will be asked again, if the index still says so
+	}
 	s := newReading(c)
 	defer s.done()
 	if err := bs.lookup(ctx, s); err != nil {
@@ -128,7 +136,7 @@ func (bs *IndexBackedBlockstore) read(ctx context.Context, c cid.Cid, op func(da
 		case err != nil:
 			return selectorError(c, err)
 		}
-		whole, err := bs.readShard(ctx, key, op)
+		whole, err := bs.readShard(ctx, s, key, op)
 		switch {
 		case err == nil:
 			return nil
@@ -228,13 +236,16 @@ func (bs *IndexBackedBlockstore) failure(key shard.Key, c cid.Cid, err error, wh
 // readShard runs op on the blocks of one shard. An accessor that fails leaves the
 // cache. If it was there before, the shard may have been recovered since, so a new
 // one is tried. whole says that none could be had.
-func (bs *IndexBackedBlockstore) readShard(ctx context.Context, key shard.Key, op func(dagstore.ReadBlockstore) error) (whole bool, err error) {
+func (bs *IndexBackedBlockstore) readShard(ctx context.Context, s *reading, key shard.Key, op func(dagstore.ReadBlockstore) error) (whole bool, err error) {
 	for attempt := 0; ; attempt++ {
 		e, fresh, err := bs.acquire(ctx, key)
 		if err != nil {
 			return true, err
 		}
 		err = e.use(op)
+		if err == nil && len(s.keys) == 1 {
+			bs.cache.places.note(multihashOf(s.c), e)
+		}
 		if err == nil || ctx.Err() != nil {
 			return false, err
 		}

@@ -31,15 +31,10 @@ type counters struct {
 func (bs *IndexBackedBlockstore) Stats() Stats {
 	a := &bs.cache
 	s := Stats{
-		Opens: a.counts.opens.Load(), OpenNow: a.len(),
+		Hits: a.hits(), Opens: a.counts.opens.Load(), OpenNow: a.len(),
 		Evictions: a.counts.evictions.Load(), Expiries: a.counts.expiries.Load(), Late: a.counts.late.Load(),
 		Failures: bs.counts.failures.Load(), Fallbacks: bs.counts.fallbacks.Load(),
 		FailedHits: bs.counts.failedHits.Load(), NotFoundHits: bs.counts.notFoundHits.Load(),
-	}
-	for i := range a.stripes {
-		a.stripes[i].Lock()
-		s.Hits += a.stripes[i].hits
-		a.stripes[i].Unlock()
 	}
 	return s
 }
