@@ -47,11 +47,11 @@ type blockOfShard struct {
 // any says whether there may be something to know.
 func (f *failures) any() bool { return f.n.Load() > 0 }
 
-// add remembers why a block could not be read from a shard, and says whether no failure
-// of the shard was remembered before.
+// add remembers why a block could not be read from a shard, and says whether that is the
+// first failure of the shard that is.
 func (f *failures) add(key shard.Key, m string, err error, whole bool) (news bool) {
 	if f.keep == 0 {
-		return true
+		return false
 	}
 	now := time.Now()
 	f.mu.Lock()

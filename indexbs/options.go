@@ -47,7 +47,7 @@ type Options struct {
 	// found as of is in the error, a *[dagstore.NoShardError]. It is heeded with stores
 	// that can be asked for it, which are [*dagstore.DAGStore] and a [Finder].
 	Consistency *dagstore.Consistency
-	// Logger is told of shards that fail; nil: nobody is.
+	// Logger is told of shards that fail, once in FailedFor; nil: nobody is.
 	Logger *slog.Logger
 }
 

@@ -40,13 +40,18 @@ func newReading(c cid.Cid) *reading {
 	return s
 }
 
+// begin takes up another block.
+func (s *reading) begin(c cid.Cid) {
+	clear(s.keys)
+	clear(s.cands)
+	*s = reading{c: c, keys: s.keys[:0], cands: s.cands[:0]}
+}
+
 func (s *reading) done() {
 	if cap(s.keys) > maxReading || cap(s.cands) > maxReading {
 		*s = reading{}
 	}
-	clear(s.keys)
-	clear(s.cands)
-	*s = reading{keys: s.keys[:0], cands: s.cands[:0]}
+	s.begin(cid.Undef)
 	readings.Put(s)
 }
 
