@@ -269,14 +269,17 @@ func (d *DAGStore) AppendShards(ctx context.Context, dst []shard.Key, h mh.Multi
 // without asking the views, to be as fresh as c asks for.
 func (d *DAGStore) reached(t *topLevel, c Consistency) (pos Position, ok bool) {
 	pos = t.Position()
-	switch c.Wait(0) {
-	case Any():
+	switch c {
+	case anyFreshness:
 		return pos, true
-	case Latest():
+	case latestFreshness:
 		return pos, pos.Seq >= d.journal.Head().Seq
 	}
 	return pos, false
 }
+
+// What reached knows.
+var anyFreshness, latestFreshness = Any(), Latest()
 
 // LookupPosition returns the position that AppendShards, asked now, would answer as of.
 // While that is the same, a block that was not found is still in no available shard,

@@ -51,7 +51,7 @@ var (
 )
 
 // IdxBstoreDagstoreFromDagstore makes an [IdxBstoreDagstore] of a store. Of a
-// [*dagstore.DAGStore] all is used that it can do besides.
+// [*dagstore.DAGStore] or a [*dagstore.Follower] all is used that it can do besides.
 type IdxBstoreDagstoreFromDagstore struct {
 	dagstore.Interface
 }
@@ -64,9 +64,15 @@ func (d *IdxBstoreDagstoreFromDagstore) ShardsContainingCid(ctx context.Context,
 // wrapped returns the store within d, if nobody has a say in between: who embeds a store
 // and has a ShardsContainingCid or ShardsContainingMultihash of their own means that.
 func wrapped(d IdxBstoreDagstore) *dagstore.DAGStore {
-	if w, ok := d.(*IdxBstoreDagstoreFromDagstore); ok {
-		store, _ := w.Interface.(*dagstore.DAGStore)
+	w, ok := d.(*IdxBstoreDagstoreFromDagstore)
+	if !ok {
+		return nil
+	}
+	switch store := w.Interface.(type) {
+	case *dagstore.DAGStore:
 		return store
+	case *dagstore.Follower:
+		return store.DAGStore
 	}
 	return nil
 }
