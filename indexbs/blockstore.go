@@ -129,13 +129,11 @@ func (bs *IndexBackedBlockstore) View(ctx context.Context, c cid.Cid, fn func([]
 	return ofFn
 }
 
-// view is View of one shard.
+// view is View of one shard. By the type, which is what accessors have, it is plain that
+// fn is not kept, and that need not be allocated.
 func view(ctx context.Context, b dagstore.ReadBlockstore, c cid.Cid, fn func([]byte) error) error {
-	switch b := b.(type) {
-	case *dagstore.ShardBlockstore: // by its type fn need not escape
+	if b, ok := b.(*dagstore.ShardBlockstore); ok {
 		return b.View(ctx, c, fn)
-	case blockstore.Viewer:
-		return b.View(ctx, c, func(p []byte) error { return fn(p) })
 	}
 	blk, err := b.Get(ctx, c)
 	if err != nil {

@@ -108,10 +108,11 @@ func (e *entry) use(op func(dagstore.ReadBlockstore) error) error {
 
 // failure says what an error of the accessor means to a reader.
 func (e *entry) failure(err error) error {
+	if err == nil {
+		return nil
+	}
 	var block *dagstore.BlockError
 	switch {
-	case err == nil:
-		return nil
 	case errors.As(err, &block): // names the shard, and never means that the block is not there
 		return asFailure(err)
 	case isAbsent(err):

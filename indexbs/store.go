@@ -126,11 +126,14 @@ func (f *finder) find(ctx context.Context, dst []shard.Key, c cid.Cid) ([]shard.
 // asOf says how fresh the answer is that a block is nowhere: that of pos, or what err
 // says. known is false if it cannot be told.
 func (f *finder) asOf(pos dagstore.Position, err error) (fresh dagstore.Freshness, known bool) {
-	var none *dagstore.NoShardError
-	if errors.As(err, &none) {
-		return none.AsOf, true
+	if err != nil {
+		var none *dagstore.NoShardError
+		if errors.As(err, &none) {
+			return none.AsOf, true
+		}
+		return fresh, false
 	}
-	if f.more == nil || err != nil {
+	if f.more == nil {
 		return fresh, false
 	}
 	if fresh, err = f.more.Freshness(dagstore.TopLevelView); err != nil {
