@@ -162,6 +162,12 @@ func (b *batch) round() {
 		if b.stop != nil {
 			return
 		}
+		if over := b.ended(); over != nil {
+			for _, i := range groups[i].indices {
+				b.tell(i, nil, over)
+			}
+			continue
+		}
 		o.openAhead(i)
 		b.readGroup(o, &groups[i])
 	}
