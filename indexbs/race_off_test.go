@@ -1,0 +1,5 @@
+//go:build !race
+
+package indexbs_test
+
+const raceEnabled = false

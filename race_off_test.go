@@ -1,0 +1,5 @@
+//go:build !race
+
+package dagstore_test
+
+const raceEnabled = false
