@@ -412,7 +412,7 @@ func (o *opener) open(key shard.Key) *opening {
 	x := &opening{done: make(chan struct{})}
 	go func() {
 		defer close(x.done)
-		x.e, x.fresh, x.err = o.bs.acquire(o.ctx, key)
+		x.e, x.fresh, x.err = o.bs.cache.acquire(o.ctx, key)
 	}()
 	return x
 }
@@ -421,7 +421,7 @@ func (o *opener) open(key shard.Key) *opening {
 func (o *opener) acquire(g *group) (e *entry, fresh bool, err error) {
 	x := g.opening
 	if x == nil {
-		return o.bs.acquire(o.ctx, g.key)
+		return o.bs.cache.acquire(o.ctx, g.key)
 	}
 	g.opening = nil
 	o.waiting--

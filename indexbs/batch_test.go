@@ -257,6 +257,60 @@ func TestManyCancelled(t *testing.T) {
 	}
 }
 
+// TestManyStopsWhileOthersAreOpened: an error of fn does not wait for shards that are being
+// opened ahead.
+func TestManyStopsWhileOthersAreOpened(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		cars, cids := manyShards(4, 1)
+		f := newFakeStore(t, cars)
+		for k, s := range f.shards {
+			if k.String() > "00" {
+				s.gate, s.heeds = make(chan struct{}), true
+			}
+		}
+		bs := newWith(t, f, indexbs.Options{})
+		mine := errors.New("mine")
+		if err := bs.ViewMany(t.Context(), cids, func(int, []byte, error) error { return mine }); err != mine {
+			t.Errorf("ViewMany: %v", err)
+		}
+		synctest.Wait()
+		for k, s := range f.shards {
+			if n := s.cancelled.Load(); (n == 1) != (k.String() > "00") {
+				t.Errorf("%d acquires of %s were cancelled", n, k)
+			}
+		}
+	})
+}
+
+// TestManyAfterRecovery: an accessor that fails leaves the cache, and the blocks that it
+// did not serve are read once more from a new one, since the shard may have been
+// recovered meanwhile.
+func TestManyAfterRecovery(t *testing.T) {
+	c, data := sharedBlock(t)
+	f := newFakeStore(t, map[string][]byte{"a": testdata.CarV1})
+	s := f.shard("a")
+	healthy := s.car
+	s.corrupt(t, c, data)
+	bs := newWith(t, f, indexbs.Options{FailedFor: -1})
+	cids := []cid.Cid{testdata.RootCID, c}
+	for i, opened := range []int32{1, 2, 3} {
+		out, _ := viewAll(t.Context(), bs, cids)
+		if out[0].err != nil || !errors.Is(out[1].err, dagstore.ErrBlockCorrupt) {
+			t.Errorf("%v, %v", out[0].err, out[1].err)
+		}
+		if s.open() != 0 || s.opened.Load() != opened {
+			t.Errorf("%d: %d accessors are open, %d were opened; want 0, %d", i, s.open(), s.opened.Load(), opened)
+		}
+	}
+	if _, err := bs.Get(t.Context(), testdata.RootCID); err != nil {
+		t.Fatal(err)
+	}
+	s.car = healthy
+	if got, err := bs.GetMany(t.Context(), cids); err != nil || got[1] == nil {
+		t.Errorf("after it was mended: %v", err)
+	}
+}
+
 // TestManyClosed: when the blockstore is closed, blocks that wait are told so.
 func TestManyClosed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {

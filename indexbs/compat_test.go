@@ -10,13 +10,16 @@ import (
 	"testing"
 	"time"
 
+	boxo "github.com/ipfs/boxo/blockstore"
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 	blockstore "github.com/ipfs/go-ipfs-blockstore"
+	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore"
 	"github.com/dagstore/dagstore/indexbs"
 	"github.com/dagstore/dagstore/shard"
+	"github.com/dagstore/dagstore/testdata"
 )
 
 // Every exported name of the predecessor's package, with the type that clients rely
@@ -47,6 +50,9 @@ var (
 	_ blockstore.Blockstore   = (*indexbs.IndexBackedBlockstore)(nil)
 	_ dagstore.ReadBlockstore = (*indexbs.IndexBackedBlockstore)(nil)
 	// Additions.
+	_ indexbs.Policy    = indexbs.ShardSelectorF(nil)
+	_ boxo.Blockstore   = (*indexbs.IndexBackedBlockstore)(nil)
+	_ boxo.Viewer       = (*indexbs.IndexBackedBlockstore)(nil)
 	_ blockstore.Viewer = (*indexbs.IndexBackedBlockstore)(nil)
 	_ io.Closer         = (*indexbs.IndexBackedBlockstore)(nil)
 )
@@ -90,5 +96,39 @@ func TestCompat(t *testing.T) {
 	}
 	if _, err := indexbs.NewIndexBackedBlockstore(ctx, nil, nil, 0, 0); err == nil {
 		t.Error("no store: accepted")
+	}
+}
+
+// filtered is a client's store that has a say in lookups.
+type filtered struct {
+	*dagstore.DAGStore
+	asked int
+}
+
+func (s *filtered) ShardsContainingCid(ctx context.Context, c cid.Cid) ([]shard.Key, error) {
+	s.asked++
+	return nil, nil
+}
+
+func (s *filtered) ShardsContainingMultihash(ctx context.Context, m mh.Multihash) ([]shard.Key, error) {
+	s.asked++
+	return nil, nil
+}
+
+// TestClientsLookups: a client that embeds a store and has lookups of its own is asked,
+// not the store within.
+func TestClientsLookups(t *testing.T) {
+	d := openWith(t)
+	register(t, d, "a", testdata.CarV1)
+	s := &filtered{DAGStore: d}
+	for i, client := range []indexbs.IdxBstoreDagstore{s, &indexbs.IdxBstoreDagstoreFromDagstore{Interface: s}} {
+		bs := newWith(t, client, indexbs.Options{NotFoundFor: time.Hour})
+		if has, err := bs.Has(t.Context(), testdata.RootCID); has || err != nil || s.asked != i+1 {
+			t.Errorf("client %d: Has says %v, %v; asked %d times", i, has, err, s.asked)
+		}
+	}
+	bs := newWith(t, over(d), indexbs.Options{})
+	if has, err := bs.Has(t.Context(), testdata.RootCID); !has || err != nil {
+		t.Errorf("the store itself: %v, %v", has, err)
 	}
 }

@@ -117,19 +117,6 @@ func (f *failures) of(key shard.Key, m string) (last failure, why error) {
 	return last, nil
 }
 
-// opened forgets that a shard could not be opened.
-func (f *failures) opened(key shard.Key) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.mu.shards[key].whole {
-		delete(f.mu.shards, key)
-		if len(f.mu.shards) == 0 {
-			f.mu.blocks = nil
-		}
-		f.n.Store(int32(len(f.mu.shards)))
-	}
-}
-
 // absences remembers for a while that blocks are in no shard. It is a table in which a
 // newer one takes the place of an older one: it has no lock and is bounded.
 type absences struct {

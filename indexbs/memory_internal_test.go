@@ -27,13 +27,13 @@ func TestCacheAgainstModel(t *testing.T) {
 	rapid.Check(t, func(rt *rapid.T) {
 		synctest.Test(t, func(t *testing.T) {
 			var a accessorCache
-			a.init(t.Context(), nil, rapid.IntRange(0, 5).Draw(rt, "max"), time.Minute)
+			a.init(t.Context(), nil, rapid.SampledFrom([]int{0, 1, 2, 5, 12}).Draw(rt, "max"), time.Minute)
 			a.places.init(64)
 			var model []shard.Key // least recently used first
 			used := map[shard.Key]time.Time{}
-			for range rapid.IntRange(1, 60).Draw(rt, "steps") {
-				key := shard.KeyFromString(fmt.Sprint(rapid.IntRange(0, 7).Draw(rt, "key")))
-				<-time.After(time.Duration(rapid.IntRange(1, 20).Draw(rt, "s")) * time.Second)
+			for range rapid.IntRange(1, 100).Draw(rt, "steps") {
+				key := shard.KeyFromString(fmt.Sprint(rapid.IntRange(0, 15).Draw(rt, "key")))
+				<-time.After(time.Duration(rapid.IntRange(1, 5).Draw(rt, "s")) * time.Second)
 				synctest.Wait()
 				for len(model) > 0 && time.Since(used[model[0]]) >= time.Minute {
 					model = model[1:]
@@ -46,7 +46,7 @@ func TestCacheAgainstModel(t *testing.T) {
 				if i >= 0 {
 					model = slices.Delete(model, i, i+1)
 					e.refs.Add(-1)
-					if rapid.IntRange(0, 9).Draw(rt, "drop") == 0 {
+					if rapid.IntRange(0, 2).Draw(rt, "drop") == 0 {
 						e.refs.Add(1) // the test's, so that it is not closed
 						a.drop(e)
 						continue
@@ -95,6 +95,11 @@ func checkCache(t *rapid.T, a *accessorCache, keys []shard.Key) {
 		}
 		numbers[e.number] = true
 	}
+	for _, n := range a.places.free {
+		if a.places.open[n].Load() != nil {
+			t.Fatalf("number %d is free and in use", n)
+		}
+	}
 	if n := len(a.places.free) + len(numbers); n != maxPlaces-1 {
 		t.Fatalf("%d numbers", n)
 	}
@@ -141,6 +146,12 @@ func TestMemoriesAreBounded(t *testing.T) {
 			a.add(&notFoundError{ErrNotFound: ipld.ErrNotFound{Cid: c}, asOf: dagstore.Freshness{View: "v", Applied: pos}})
 			if e := a.of(c, pos); e == nil || e.Cid != c {
 				t.Fatal("not remembered")
+			}
+		}
+		for i := range 1000 {
+			sum, _ := mh.Sum([]byte(fmt.Sprint("never ", i)), mh.SHA2_256, -1)
+			if a.of(cid.NewCidV1(cid.Raw, sum), pos) != nil {
+				t.Fatal("a block that nobody asked for is remembered not to be there")
 			}
 		}
 		if len(a.slots) != maxAbsences {
@@ -225,10 +236,11 @@ func TestManyOfAShard(t *testing.T) {
 		cids[i] = cid.NewCidV1(cid.Raw, sum)
 	}
 	broken := errors.New("broken")
+	var ended error // what fn said
 	m := &manyShard{tell: func(cids []cid.Cid, fn func(int, []byte, error) error) error {
 		for _, k := range []int{2, 0} {
-			if err := fn(k, cids[k].Bytes(), nil); err != nil {
-				return err
+			if ended = fn(k, cids[k].Bytes(), nil); ended != nil {
+				return ended
 			}
 		}
 		if err := fn(1, nil, ipld.ErrNotFound{Cid: cids[1]}); err != nil {
@@ -259,7 +271,7 @@ func TestManyOfAShard(t *testing.T) {
 	}
 	mine := errors.New("mine")
 	b.fn = func(int, []byte, error) error { return mine }
-	if b.view(e, &group{indices: []int{0, 1, 2, 3}}); b.stop != mine {
-		t.Errorf("stopped by %v", b.stop)
+	if b.view(e, &group{indices: []int{0, 1, 2, 3}}); b.stop != mine || ended != mine {
+		t.Errorf("stopped by %v; the shard was told %v", b.stop, ended)
 	}
 }

@@ -162,6 +162,31 @@ func TestBadBlockIsRemembered(t *testing.T) {
 	})
 }
 
+// TestFailuresAreForgottenOneByOne: a failure is over after FailedFor, also if others
+// come all the time.
+func TestFailuresAreForgottenOneByOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFakeStore(t, map[string][]byte{"a": testdata.CarV1, "b": testdata.CarShared})
+		for _, s := range f.shards {
+			s.fail = errors.New("failed")
+		}
+		bs := newWith(t, f, indexbs.Options{FailedFor: 3 * time.Second})
+		asks := func(c cid.Cid, want int) {
+			t.Helper()
+			before := f.count()
+			if _, err := bs.Get(t.Context(), c); err == nil || f.count()-before != want {
+				t.Errorf("%d acquires, want %d; %v", f.count()-before, want, err)
+			}
+		}
+		asks(testdata.RootCID, 1)
+		<-time.After(2 * time.Second)
+		asks(testdata.SharedRootCID, 1)
+		<-time.After(time.Second)
+		asks(testdata.SharedRootCID, 0)
+		asks(testdata.RootCID, 1)
+	})
+}
+
 // TestNewShardIsAsked: a block whose shards all failed is read from one that comes.
 func TestNewShardIsAsked(t *testing.T) {
 	c, data := sharedBlock(t)
@@ -279,6 +304,7 @@ type findingStore struct {
 	unknown bool
 	err     error // what Freshness says that it lacks
 	lookups int
+	later   uint64 // events that come between a lookup and Freshness
 }
 
 func (s *findingStore) AppendShardsOfCid(ctx context.Context, dst []shard.Key, c cid.Cid, _ dagstore.Consistency) ([]shard.Key, dagstore.Position, error) {
@@ -295,7 +321,9 @@ func (s *findingStore) LookupPosition(dagstore.Consistency) (dagstore.Position, 
 }
 
 func (s *findingStore) Freshness(view string) (dagstore.Freshness, error) {
-	return dagstore.Freshness{View: view, Applied: s.pos, Head: s.pos, Err: s.err}, nil
+	now := s.pos
+	now.Seq += s.later
+	return dagstore.Freshness{View: view, Applied: now, Head: now, Err: s.err}, nil
 }
 
 // TestAbsencesRemembered: an absence is believed as long as the index is where it was,
@@ -333,6 +361,13 @@ func TestAbsencesRemembered(t *testing.T) {
 		s.err = errors.New("a shard is missing")
 		looks(1)
 		looks(1)
+		s.err, s.later = nil, 5
+		s.pos.Seq++
+		_, err := bs.Get(t.Context(), missing)
+		var none *dagstore.NoShardError
+		if !errors.As(err, &none) || none.AsOf.Applied != s.pos || none.AsOf.Head.Seq != s.pos.Seq+5 || none.AsOf.Lag != 5 {
+			t.Errorf("the view moved on before it was asked: %+v", none)
+		}
 		if n := bs.Stats().NotFoundHits; n != 4 {
 			t.Errorf("%d hits, want 4", n)
 		}

@@ -243,7 +243,7 @@ func (bs *IndexBackedBlockstore) failure(key shard.Key, c cid.Cid, err error, wh
 // one is tried. whole says that none could be had.
 func (bs *IndexBackedBlockstore) readShard(ctx context.Context, s *reading, key shard.Key, op func(dagstore.ReadBlockstore) error) (whole bool, err error) {
 	for attempt := 0; ; attempt++ {
-		e, fresh, err := bs.acquire(ctx, key)
+		e, fresh, err := bs.cache.acquire(ctx, key)
 		if err != nil {
 			return true, err
 		}
@@ -259,15 +259,6 @@ func (bs *IndexBackedBlockstore) readShard(ctx context.Context, s *reading, key 
 			return false, err
 		}
 	}
-}
-
-// acquire returns an accessor, and forgets that it could not be had.
-func (bs *IndexBackedBlockstore) acquire(ctx context.Context, key shard.Key) (e *entry, fresh bool, err error) {
-	e, fresh, err = bs.cache.acquire(ctx, key)
-	if fresh && err == nil && bs.failures.any() {
-		bs.failures.opened(key)
-	}
-	return e, fresh, err
 }
 
 // Explain says what a read of a block would choose among now: the shards that may be
