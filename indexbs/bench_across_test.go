@@ -15,10 +15,13 @@ import (
 	"time"
 
 	"github.com/ipfs/go-cid"
+	ds "github.com/ipfs/go-datastore"
+	dssync "github.com/ipfs/go-datastore/sync"
 	mh "github.com/multiformats/go-multihash"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/indexbs"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
@@ -250,5 +253,46 @@ func readAll(b *testing.B, read func(context.Context, placed) error, blocks []pl
 	}
 	if err := g.Wait(); err != nil {
 		b.Fatal(err)
+	}
+}
+
+// BenchmarkMiss asks for the size of blocks that are in no shard, as a bitswap server
+// does mostly, with and without remembering that they are not; of the store's own
+// top-level index and of one over a datastore, which is in memory.
+func BenchmarkMiss(b *testing.B) {
+	for name, opts := range map[string][]dagstore.Option{"own": nil, "given": {dagstore.WithConfig(func(c *dagstore.Config) {
+		c.TopLevelIndex = index.NewInverted(dssync.MutexWrap(ds.NewMapDatastore()))
+	})}} {
+		d, err := dagstore.Open(b.Context(), filepath.Join(b.TempDir(), "store"), opts...)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer d.Close()
+		path := filepath.Join(b.TempDir(), "a.car")
+		if _, err := writeCAR(path, 1, 100_000, 64); err != nil {
+			b.Fatal(err)
+		}
+		if _, err := d.RegisterShardSync(b.Context(), shard.KeyFromString("a"), &mount.FileMount{Path: path}, dagstore.RegisterOpts{}); err != nil {
+			b.Fatal(err)
+		}
+		cids := make([]cid.Cid, 4096)
+		for i := range cids {
+			cids[i] = cidOf(blockOf(uint64(i)+1<<50, 64))
+		}
+		for what, keep := range map[string]time.Duration{"": 0, "-remembered": time.Hour} {
+			bs, err := indexbs.New(b.Context(), over(d), indexbs.Options{NotFoundFor: keep})
+			if err != nil {
+				b.Fatal(err)
+			}
+			defer bs.Close()
+			b.Run(name+what, func(b *testing.B) {
+				b.ReportAllocs()
+				for i := 0; b.Loop(); i++ {
+					if _, err := bs.GetSize(b.Context(), cids[i%len(cids)]); err == nil {
+						b.Fatal("found")
+					}
+				}
+			})
+		}
 	}
 }

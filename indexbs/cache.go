@@ -1,6 +1,7 @@
 package indexbs
 
 import (
+	"container/heap"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +43,7 @@ type accessorCache struct {
 	mu struct {
 		sync.Mutex
 		flights map[shard.Key]*flight
-		byUse   []*entry // all entries: a heap by stamp
+		byUse   byStamp // all entries
 		timer   *time.Timer
 		closed  bool
 		hits    uint64      // of entries that were removed
@@ -337,9 +338,7 @@ func (a *accessorCache) insertLocked(e *entry) (out *entry) {
 	}
 	e.stamp = a.now()
 	e.used.Store(e.stamp)
-	e.at = len(a.mu.byUse)
-	a.mu.byUse = append(a.mu.byUse, e)
-	a.upLocked(e.at)
+	heap.Push(&a.mu.byUse, e)
 	a.places.addLocked(e)
 	s := a.stripeOf(e.key)
 	s.Lock()
@@ -358,15 +357,7 @@ func (a *accessorCache) removeLocked(e *entry) {
 	s.Unlock()
 	a.places.removeLocked(e)
 	a.mu.hits += e.hits.Load()
-	i, last := e.at, len(a.mu.byUse)-1
-	a.swapLocked(i, last)
-	a.mu.byUse[last] = nil
-	a.mu.byUse = a.mu.byUse[:last]
-	e.at = -1
-	if i < last {
-		a.downLocked(i)
-		a.upLocked(i)
-	}
+	heap.Remove(&a.mu.byUse, e.at)
 }
 
 // oldestLocked returns the entry that was used least recently. There must be one. The
@@ -381,40 +372,35 @@ func (a *accessorCache) oldestLocked() *entry {
 			break
 		}
 		e.stamp = used
-		a.downLocked(0)
+		heap.Fix(&a.mu.byUse, 0)
 	}
 	return a.mu.byUse[0]
 }
 
-func (a *accessorCache) swapLocked(i, k int) {
-	h := a.mu.byUse
+// byStamp is a heap, the entry with the least stamp on top.
+type byStamp []*entry
+
+func (h byStamp) Len() int           { return len(h) }
+func (h byStamp) Less(i, k int) bool { return h[i].stamp < h[k].stamp }
+
+func (h byStamp) Swap(i, k int) {
 	h[i], h[k] = h[k], h[i]
 	h[i].at, h[k].at = i, k
 }
 
-func (a *accessorCache) upLocked(i int) {
-	h := a.mu.byUse
-	for i > 0 && h[i].stamp < h[(i-1)/2].stamp {
-		a.swapLocked(i, (i-1)/2)
-		i = (i - 1) / 2
-	}
+func (h *byStamp) Push(x any) {
+	e := x.(*entry)
+	e.at = len(*h)
+	*h = append(*h, e)
 }
 
-func (a *accessorCache) downLocked(i int) {
-	h := a.mu.byUse
-	for {
-		least := i
-		for c := 2*i + 1; c < min(2*i+3, len(h)); c++ {
-			if h[c].stamp < h[least].stamp {
-				least = c
-			}
-		}
-		if least == i {
-			return
-		}
-		a.swapLocked(i, least)
-		i = least
-	}
+func (h *byStamp) Pop() any {
+	last := len(*h) - 1
+	e := (*h)[last]
+	(*h)[last] = nil
+	*h = (*h)[:last]
+	e.at = -1
+	return e
 }
 
 // drop takes an entry out of the cache if it is still there.
