@@ -1,7 +1,6 @@
 package dagstore_test
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -145,31 +144,6 @@ func TestAppendShardsLagging(t *testing.T) {
 	var stale *dagstore.NotFreshError
 	if !errors.As(err, &stale) {
 		t.Errorf("latest: %v", err)
-	}
-}
-
-// TestLookupsDoNotAllocate holds AppendShards and LookupPosition to what they say.
-func TestLookupsDoNotAllocate(t *testing.T) {
-	if raceEnabled {
-		t.Skip("pools drop what they are given now and then")
-	}
-	d := start(t, dagstore.Config{})
-	register(t, d, key("a"), carV1())
-	register(t, d, key("b"), carV1())
-	there := testdata.RootCID.Hash()
-	gone, err := mh.Sum([]byte("gone"), mh.SHA2_256, -1)
-	if err != nil {
-		t.Fatal(err)
-	}
-	dst := make([]shard.Key, 0, 4)
-	for what, f := range map[string]func(){
-		"found":     func() { dst, _, _ = d.AppendShards(context.Background(), dst[:0], there, dagstore.Latest()) },
-		"not found": func() { dst, _, _ = d.AppendShards(context.Background(), dst[:0], gone, dagstore.Latest()) },
-		"position":  func() { d.LookupPosition(dagstore.Latest()) },
-	} {
-		if n := testing.AllocsPerRun(200, f); n >= 1 {
-			t.Errorf("%s: %g allocations", what, n)
-		}
 	}
 }
 

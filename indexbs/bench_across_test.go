@@ -275,24 +275,27 @@ func BenchmarkMiss(b *testing.B) {
 		if _, err := d.RegisterShardSync(b.Context(), shard.KeyFromString("a"), &mount.FileMount{Path: path}, dagstore.RegisterOpts{}); err != nil {
 			b.Fatal(err)
 		}
-		cids := make([]cid.Cid, 4096)
-		for i := range cids {
-			cids[i] = cidOf(blockOf(uint64(i)+1<<50, 64))
+		again, ever := make([]cid.Cid, 1<<10), make([]cid.Cid, 1<<17)
+		for i := range ever {
+			ever[i] = cidOf(blockOf(uint64(i)+1<<50, 64))
 		}
+		copy(again, ever)
 		for what, keep := range map[string]time.Duration{"": 0, "-remembered": time.Hour} {
 			bs, err := indexbs.New(b.Context(), over(d), indexbs.Options{NotFoundFor: keep})
 			if err != nil {
 				b.Fatal(err)
 			}
 			defer bs.Close()
-			b.Run(name+what, func(b *testing.B) {
-				b.ReportAllocs()
-				for i := 0; b.Loop(); i++ {
-					if _, err := bs.GetSize(b.Context(), cids[i%len(cids)]); err == nil {
-						b.Fatal("found")
+			for which, cids := range map[string][]cid.Cid{"again": again, "once": ever} {
+				b.Run(name+"/"+which+what, func(b *testing.B) {
+					b.ReportAllocs()
+					for i := 0; b.Loop(); i++ {
+						if _, err := bs.GetSize(b.Context(), cids[i%len(cids)]); err == nil {
+							b.Fatal("found")
+						}
 					}
-				}
-			})
+				})
+			}
 		}
 	}
 }

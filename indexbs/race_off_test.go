@@ -1,5 +1,0 @@
-//go:build !race
-
-package indexbs_test
-
-const raceEnabled = false

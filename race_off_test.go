@@ -1,5 +1,0 @@
-//go:build !race
-
-package dagstore_test
-
-const raceEnabled = false
