@@ -159,6 +159,8 @@ func openAcross(b *testing.B, shards, blocks int, opts ...dagstore.Option) *acro
 //   - reads of one shard that holds as many blocks, through its accessor: "ratio-of-one"
 //     has in it too what 1,000 files and indices cost beside one.
 //
+// Every block was read once before, so most of them are hot; "looked-up" is without that.
+//
 // DAGSTORE_BENCH_SHARDS and DAGSTORE_BENCH_BLOCKS change the numbers.
 func BenchmarkAcross(b *testing.B) {
 	a := openAcross(b, intEnv(b, "DAGSTORE_BENCH_SHARDS", 1000), intEnv(b, "DAGSTORE_BENCH_BLOCKS", 1000))
@@ -167,6 +169,11 @@ func BenchmarkAcross(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer all.Close()
+	cold, err := indexbs.New(b.Context(), over(a.d), indexbs.Options{HotBlocks: -1})
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer cold.Close()
 	get := func(ctx context.Context, bs dagstore.ReadBlockstore, c cid.Cid) error {
 		_, err := bs.Get(ctx, c)
 		return err
@@ -175,27 +182,37 @@ func BenchmarkAcross(b *testing.B) {
 		_, err := bs.GetSize(ctx, c)
 		return err
 	}
-	across := func(read reader) func(context.Context, placed) error {
+	across := func(all dagstore.ReadBlockstore, read reader) func(context.Context, placed) error {
 		return func(ctx context.Context, p placed) error { return read(ctx, all, p.c) }
 	}
 	direct := func(read reader) func(context.Context, placed) error {
 		return func(ctx context.Context, p placed) error { return read(ctx, p.in, p.c) }
 	}
-	readAll(b, across(get), a.blocks, 0, len(a.blocks)) // open all, and fill the page cache
+	for _, bs := range []*indexbs.IndexBackedBlockstore{all, cold} { // open all, and fill the page cache
+		readAll(b, across(bs, get), a.blocks, 0, len(a.blocks))
+	}
 	readAll(b, direct(get), a.one, 0, len(a.one))
 	for name, read := range map[string]reader{"get": get, "size": size} {
 		b.Run(name, func(b *testing.B) {
 			compareReads(b, []compared{
-				{"across/s", "", across(read), a.blocks},
+				{"across/s", "", across(all, read), a.blocks},
 				{"direct/s", "ratio", direct(read), a.blocks},
 				{"one/s", "ratio-of-one", direct(read), a.one},
 			})
 			b.ReportMetric(0, "ns/op") // of all three together
 		})
+		b.Run(name+"-looked-up", func(b *testing.B) {
+			compareReads(b, []compared{
+				{"across/s", "", across(cold, read), a.blocks},
+				{"direct/s", "ratio", direct(read), a.blocks},
+				{"one/s", "ratio-of-one", direct(read), a.one},
+			})
+			b.ReportMetric(0, "ns/op")
+		})
 	}
 	b.Run("get-alone", func(b *testing.B) {
 		b.ReportAllocs()
-		readAll(b, across(get), a.blocks, 0, b.N)
+		readAll(b, across(all, get), a.blocks, 0, b.N)
 	})
 	if n := all.Stats().OpenNow; n < min(1000, len(a.blocks)) && b.N > 0 {
 		b.Logf("%d shards are open", n)

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/ipfs/go-cid"
 	ipld "github.com/ipfs/go-ipld-format"
 
 	"github.com/dagstore/dagstore"
@@ -16,6 +17,42 @@ import (
 	"github.com/dagstore/dagstore/shard"
 	"github.com/dagstore/dagstore/testdata"
 )
+
+func ExampleNew() {
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "indexbs-example-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	store, err := dagstore.Open(ctx, dir)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.Close()
+	res, err := store.RegisterShardSync(ctx, shard.KeyFromString("one"), &mount.BytesMount{Bytes: testdata.CarV1}, dagstore.RegisterOpts{})
+	if err != nil {
+		log.Fatal(err)
+	}
+
+	bs, err := indexbs.New(ctx, &indexbs.IdxBstoreDagstoreFromDagstore{Interface: store}, indexbs.Options{
+		Policy:  indexbs.Prefer(indexbs.HealthyFirst, indexbs.LocalFirst, indexbs.OpenFirst),
+		MaxOpen: 1000,
+	})
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer bs.Close()
+	blks, err := bs.GetMany(ctx, []cid.Cid{testdata.RootCID, missing})
+	fmt.Println(len(blks[0].RawData()), blks[1])
+	var none *dagstore.NoShardError
+	fmt.Println(ipld.IsNotFound(err), errors.As(err, &none) && none.AsOf.Applied.Seq >= res.Seq)
+	fmt.Println(bs.Stats().Opens, "opened")
+	// Output:
+	// 271 <nil>
+	// true true
+	// 1 opened
+}
 
 func ExampleNewIndexBackedBlockstore() {
 	ctx := context.Background()

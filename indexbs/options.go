@@ -25,10 +25,11 @@ type Options struct {
 	// IdleFor is how long an accessor that is not used stays open; 0: 5 minutes; less
 	// than 0: for ever.
 	IdleFor time.Duration
-	// HotBlocks is of about how many blocks it is remembered which open shard they were
-	// read from, so that they are not looked up the next time, in 8 bytes each; 0: 1,048,576;
-	// less than 0: of none, and so it is if the policy may decline. Blocks that are in
-	// several shards are always looked up.
+	// HotBlocks is of how many blocks, about, it is remembered which open shard they were
+	// read from, so that they are not looked up the next time. Each takes 8 bytes; 0:
+	// 2,097,152, which is 16 MiB once all are used; less than 0: none. If the policy may
+	// decline nothing is remembered, and blocks that are in several shards are always
+	// looked up.
 	HotBlocks int
 	// FailedFor is for how long a failure is remembered; 0: 3 seconds; less than 0: not
 	// at all. A shard that could not be opened, or not be read a block from, is not
@@ -57,7 +58,7 @@ type Options struct {
 
 const (
 	defaultMaxOpen   = 2048
-	defaultHotBlocks = 1 << 20
+	defaultHotBlocks = 1 << 21
 	maxHotBlocks     = 1 << 30
 	defaultIdleFor   = 5 * time.Minute
 	defaultFailedFor = 3 * time.Second

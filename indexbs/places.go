@@ -12,14 +12,17 @@ import (
 //
 //	slot = the upper 52 bits of the multihash's hash ‖ 12 bits number of the entry
 //
-// A newer block takes the slot of an older one. Entries that leave the cache take their
-// numbers back; what a slot says of the next one that has it is wrong once.
+// A block may be in any slot of its bucket, which is a cache line; if all are taken it
+// takes one that belongs to another. Entries that leave the cache take their numbers
+// back; what a slot says of the next one that has it is wrong once.
 type places struct {
-	seed  maphash.Seed
-	slots []atomic.Uint64 // a power of two; none: nothing is remembered
-	open  []atomic.Pointer[entry]
-	free  []uint16 // numbers; guarded by accessorCache.mu
+	seed    maphash.Seed
+	buckets []bucket // a power of two; none: nothing is remembered
+	open    []atomic.Pointer[entry]
+	free    []uint16 // numbers; guarded by accessorCache.mu
 }
+
+type bucket [8]atomic.Uint64
 
 // maxPlaces is how many entries may have numbers, from 1 on. The others are not hinted at.
 const maxPlaces = 1 << 12
@@ -28,11 +31,11 @@ func (p *places) init(blocks int) {
 	if blocks <= 0 {
 		return
 	}
-	size := 1
-	for size < blocks {
-		size *= 2
+	n := 1
+	for n*len(bucket{}) < blocks {
+		n *= 2
 	}
-	p.seed, p.slots = maphash.MakeSeed(), make([]atomic.Uint64, size)
+	p.seed, p.buckets = maphash.MakeSeed(), make([]bucket, n)
 	p.open = make([]atomic.Pointer[entry], maxPlaces)
 	for n := maxPlaces - 1; n > 0; n-- {
 		p.free = append(p.free, uint16(n))
@@ -57,30 +60,50 @@ func (p *places) removeLocked(e *entry) {
 
 // note remembers that a block is in an entry's shard.
 func (p *places) note(m string, e *entry) {
-	if e.number == 0 || len(p.slots) == 0 {
+	if e.number == 0 || len(p.buckets) == 0 {
 		return
 	}
 	h := maphash.String(p.seed, m)
-	slot, place := p.slot(h), h&^(maxPlaces-1)|uint64(e.number)
-	if slot.Load() != place {
-		slot.Store(place)
+	b, tag := p.bucket(h)
+	to := &b[tag>>61] // by bits that the bucket was not chosen by
+	for i := range b {
+		place := b[i].Load()
+		if place&^numbers == tag {
+			to = &b[i]
+			break
+		}
+		if place == 0 {
+			to = &b[i]
+		}
+	}
+	if place := tag | uint64(e.number); to.Load() != place {
+		to.Store(place)
 	}
 }
 
-func (p *places) slot(h uint64) *atomic.Uint64 { return &p.slots[h&uint64(len(p.slots)-1)] }
+// bucket returns the bucket of a block and the upper bits of its slot.
+func (p *places) bucket(h uint64) (b *bucket, tag uint64) {
+	return &p.buckets[h&uint64(len(p.buckets)-1)], h &^ numbers
+}
+
+// numbers are the bits of a slot that are the number.
+const numbers = maxPlaces - 1
 
 // of returns the entry that a block was found in, with one use more, or nil.
 func (p *places) of(m string) *entry {
-	if len(p.slots) == 0 {
+	if len(p.buckets) == 0 {
 		return nil
 	}
-	h := maphash.String(p.seed, m)
-	place := p.slot(h).Load()
-	if place&^(maxPlaces-1) != h&^(maxPlaces-1) {
+	b, tag := p.bucket(maphash.String(p.seed, m))
+	for i := range b {
+		place := b[i].Load()
+		if place&^numbers != tag {
+			continue
+		}
+		if e := p.open[place&numbers].Load(); e != nil && e.retain() {
+			return e
+		}
 		return nil
-	}
-	if e := p.open[place&(maxPlaces-1)].Load(); e != nil && e.retain() {
-		return e
 	}
 	return nil
 }
