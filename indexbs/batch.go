@@ -17,7 +17,10 @@ type manyViewer interface {
 	ViewMany(ctx context.Context, cids []cid.Cid, fn func(i int, data []byte, err error) error) error
 }
 
-var _ manyViewer = (*IndexBackedBlockstore)(nil)
+var (
+	_ manyViewer = (*IndexBackedBlockstore)(nil)
+	_ manyViewer = (*dagstore.ShardBlockstore)(nil)
+)
 
 // GetMany returns blocks in the order of their CIDs. Of a block that was not served
 // there is nil, and the error joins what was wrong with those; it is nil if there are
