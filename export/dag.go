@@ -101,13 +101,17 @@ func (d *dagWalk) visit(s step) error {
 		}
 		return d.push(s.cid, s.depth+1)
 	}
-	called := false
+	took := false
 	err := d.src.View(d.ctx, s.cid, func(data []byte) error {
-		called = true
-		return d.take(s, data)
+		if took {
+			return errTwice
+		}
+		err := d.take(s, data)
+		took = err == nil
+		return err
 	})
 	switch {
-	case err == nil && called:
+	case err == nil && took:
 		return d.push(s.cid, s.depth+1)
 	case err == nil:
 		err = errNoBlock
@@ -138,7 +142,10 @@ func (d *dagWalk) read(s step, data []byte) (err error) {
 	return err
 }
 
-var errNoBlock = errors.New("the source returned neither a block nor an error")
+var (
+	errNoBlock = errors.New("the source returned neither a block nor an error")
+	errTwice   = errors.New("the source returned a block twice")
+)
 
 // wrap says at which block an error came up, unless the error does.
 func wrap(s step, path string, err error) error {

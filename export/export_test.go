@@ -497,6 +497,41 @@ func TestBlocksThatFail(t *testing.T) {
 	}
 }
 
+// odd is a source that breaks its contract.
+type odd struct {
+	blocks
+	times int
+}
+
+func (o odd) View(ctx context.Context, c cid.Cid, fn func([]byte) error) error {
+	for range o.times {
+		if err := o.blocks.View(ctx, c, fn); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// TestOddSources: a source that returns a block twice, or neither a block nor an error,
+// gets an error, and no block is written twice.
+func TestOddSources(t *testing.T) {
+	d := drawDAG(5, 25)
+	for _, times := range []int{0, 2} {
+		for name, src := range map[string]export.Source{"one": odd{d.blocks, times}, "of several": export.Sources(odd{d.blocks, times})} {
+			var buf bytes.Buffer
+			if _, err := export.DAG(t.Context(), &buf, src, []cid.Cid{d.root}, export.Options{}); err == nil {
+				t.Errorf("%s, %d times: no error", name, times)
+			}
+			if _, cids, _ := read(t, buf.Bytes()); len(cids) > 1 {
+				t.Errorf("%s, %d times: %d blocks were written", name, times, len(cids))
+			}
+		}
+	}
+	if _, err := export.Selector(t.Context(), io.Discard, odd{d.blocks, 0}, d.root, everything, export.Options{}); err == nil {
+		t.Error("a selector, no block: no error")
+	}
+}
+
 // limited takes so many bytes and then fails.
 type limited struct {
 	left int
