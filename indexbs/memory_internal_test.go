@@ -160,6 +160,55 @@ func TestMemoriesAreBounded(t *testing.T) {
 	})
 }
 
+// TestPlaces: a bucket holds as many blocks as it has slots, a block is in one of them,
+// and what takes a slot from another is remembered itself; entries without a number are
+// not noted. Proves I15.
+func TestPlaces(t *testing.T) {
+	var p places
+	p.init(8)
+	if len(p.buckets) != 1 {
+		t.Fatalf("%d buckets for 8 blocks", len(p.buckets))
+	}
+	a, b, none := new(entry), new(entry), new(entry)
+	for _, e := range []*entry{a, b} {
+		e.refs.Store(1)
+		p.addLocked(e)
+	}
+	none.refs.Store(1)
+	look := func(i int, want *entry) {
+		t.Helper()
+		e := p.of(fmt.Sprint(i))
+		if e != want {
+			t.Errorf("block %d is in %p, want %p", i, e, want)
+		}
+		if e != nil {
+			e.refs.Add(-1)
+		}
+	}
+	for i := range 8 {
+		look(i, nil)
+		p.note(fmt.Sprint(i), a)
+	}
+	for i := range 8 {
+		look(i, a)
+		p.note(fmt.Sprint(i), b)
+	}
+	for i := range 8 {
+		look(i, b)
+	}
+	for i := 8; i < 100; i++ {
+		p.note(fmt.Sprint(i), a)
+		look(i, a)
+		p.note(fmt.Sprint(i), none)
+		look(i, a)
+	}
+	p.removeLocked(a)
+	look(99, nil)
+	if a.refs.Load() != 1 || b.refs.Load() != 1 {
+		t.Error("references are left")
+	}
+}
+
 // TestPlacesWhileEntriesGo: an entry that is closed is never handed out, however its
 // leaving the cache and a hint at it cross. Proves F15.
 func TestPlacesWhileEntriesGo(t *testing.T) {

@@ -162,6 +162,25 @@ func TestBadBlockIsRemembered(t *testing.T) {
 	})
 }
 
+// TestErrorsStay: the error of a read says the same when others have failed.
+func TestErrorsStay(t *testing.T) {
+	f := newFakeStore(t, map[string][]byte{"a": testdata.CarV1, "b": testdata.CarShared})
+	for _, s := range f.shards {
+		s.fail = errors.New("failed: " + s.key.String())
+	}
+	bs := newWith(t, f, indexbs.Options{FailedFor: -1})
+	_, one := bs.Get(t.Context(), testdata.RootCID)
+	said := one.Error()
+	for range 10 {
+		if _, err := bs.Get(t.Context(), testdata.SharedRootCID); err == nil {
+			t.Error("no error")
+		}
+	}
+	if one.Error() != said || !errors.Is(one, f.shard("a").fail) {
+		t.Errorf("it said %q and says %q", said, one)
+	}
+}
+
 // TestFailuresAreForgottenOneByOne: a failure is over after FailedFor, also if others
 // come all the time.
 func TestFailuresAreForgottenOneByOne(t *testing.T) {
