@@ -511,3 +511,56 @@ func TestManyOverStore(t *testing.T) {
 		})
 	}
 }
+
+// TestStressNew has single reads, batches, evictions, expiry, failures and cancelled
+// reads race over more shards than are kept open, with blocks that are remembered where
+// they were; nothing is open in the end. Proves F14, F15, I13.
+func TestStressNew(t *testing.T) {
+	cars, cids := manyShards(8, 4)
+	extra, _ := manyShards(8, 4) // every block in two shards
+	for name, car := range extra {
+		if name < "04" {
+			cars["copy of "+name] = car
+		}
+	}
+	f := newFakeStore(t, cars)
+	f.shard("02").corrupt(t, cids[8], blockOf(9, 100))
+	f.shard("03").fail = errors.New("failed")
+	bs := newWith(t, f, indexbs.Options{MaxOpen: 3, IdleFor: time.Millisecond, FailedFor: time.Millisecond, HotBlocks: 8})
+	var wg sync.WaitGroup
+	for w := range 6 {
+		wg.Go(func() {
+			for i := range 200 {
+				ctx, cancel := context.WithCancel(t.Context())
+				if (i+w)%5 == 0 {
+					go cancel()
+				}
+				k := (i*7 + w) % len(cids)
+				if i%4 == 0 {
+					out, err := viewAll(ctx, bs, cids[k:])
+					for n, x := range out {
+						if x.n != 1 || x.err == nil && !bytes.Equal(x.data, blockOf(uint64(k+n+1), 100)) || x.err != nil && !errors.Is(x.err, context.Canceled) {
+							t.Errorf("block %d of a batch: %d times, %v", k+n, x.n, x.err)
+						}
+					}
+					if err != nil {
+						t.Error(err)
+					}
+				} else if blk, err := bs.Get(ctx, cids[k]); err == nil && !bytes.Equal(blk.RawData(), blockOf(uint64(k+1), 100)) || err != nil && !errors.Is(err, context.Canceled) {
+					t.Errorf("block %d: %v", k, err)
+				}
+				cancel()
+			}
+		})
+	}
+	wg.Wait()
+	bs.Close()
+	eventually(t, "all accessors are closed", func() bool {
+		for _, s := range f.shards {
+			if s.open() != 0 {
+				return false
+			}
+		}
+		return true
+	})
+}
