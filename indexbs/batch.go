@@ -45,13 +45,14 @@ func (bs *IndexBackedBlockstore) GetMany(ctx context.Context, cids []cid.Cid) ([
 // and must not be changed, or the error that Get would return. An error of fn ends the
 // call and is returned as it is; otherwise the result is nil.
 //
-// All are looked up first. Then each shard is read that the policy chooses, which is told
+// Blocks of which it is remembered in which open shard they are come first. The others
+// are all looked up. Then each shard is read that the policy chooses, which is told
 // how many of the blocks a shard holds, and all of its blocks at once; what it does not
 // serve is read from the next. Shards that are not open are opened ahead while others are
 // read, a few at a time.
 func (bs *IndexBackedBlockstore) ViewMany(ctx context.Context, cids []cid.Cid, fn func(i int, data []byte, err error) error) error {
 	b := &batch{bs: bs, ctx: ctx, cids: cids, fn: fn, blocks: make([]wanted, len(cids))}
-	b.lookup()
+	b.lookup(b.hot())
 	for len(b.todo) > 0 && b.stop == nil {
 		b.round()
 	}
@@ -75,6 +76,7 @@ type batch struct {
 
 // wanted is a block that is wanted.
 type wanted struct {
+	sole   bool        // it is in one shard only
 	keys   []shard.Key // the shards that are left
 	failed []error     // what the others said
 }
@@ -97,18 +99,57 @@ func (b *batch) ended() error {
 	return nil
 }
 
-// lookup finds the shards of all blocks, and tells of those that have none.
-func (b *batch) lookup() {
-	s := newReading(cid.Undef)
-	defer s.done()
-	for i, c := range b.cids {
-		if b.stop != nil {
-			return
+// hot tells of the blocks that their CIDs carry, and of those that were found in a shard
+// that is open still. The others it returns.
+func (b *batch) hot() (others []int) {
+	groups := make(map[*entry]*group)
+	var held []*entry // one use of each for its group
+	defer func() {
+		for _, e := range held {
+			e.release()
 		}
+	}()
+	for i, c := range b.cids {
 		if digest, ok := identity(c); ok {
 			b.tell(i, digest, nil)
 			continue
 		}
+		e := b.bs.cache.places.of(multihashOf(c))
+		switch {
+		case e == nil:
+			others = append(others, i)
+		case groups[e] != nil:
+			e.release()
+			groups[e].indices = append(groups[e].indices, i)
+		default:
+			held, groups[e] = append(held, e), &group{key: e.key, indices: []int{i}}
+		}
+	}
+	for len(held) > 0 && b.stop == nil && b.ctx.Err() == nil {
+		e := held[0]
+		held = held[1:]
+		b.bs.cache.touch(e)
+		g := groups[e]
+		delete(groups, e)
+		b.view(e, g)
+		others = append(others, g.indices...) // the index will tell
+	}
+	for _, g := range groups {
+		others = append(others, g.indices...)
+	}
+	slices.Sort(others)
+	return others
+}
+
+// lookup finds the shards of blocks, and tells of those that have none.
+func (b *batch) lookup(indices []int) {
+	s := newReading(cid.Undef)
+	defer s.done()
+	for _, i := range indices {
+		if b.stop != nil {
+			return
+		}
+		c := b.cids[i]
 		s.begin(c)
 		if err := b.bs.lookup(b.ctx, s); err != nil {
 			b.tell(i, nil, err)
@@ -119,6 +160,7 @@ func (b *batch) lookup() {
 			continue
 		}
 		w := &b.blocks[i]
+		w.sole = len(s.keys) == 1
 		w.keys = b.willing(w, s)
 		if len(w.keys) == 0 {
 			b.bs.counts.failedHits.Add(1)
@@ -310,6 +352,9 @@ func (b *batch) view(e *entry, g *group) (errs []error) {
 		if err != nil {
 			left, errs = append(left, i), append(errs, e.failure(err))
 			return nil
+		}
+		if b.blocks[i].sole {
+			b.bs.cache.places.note(multihashOf(b.cids[i]), e)
 		}
 		b.tell(i, data, nil)
 		return b.stop

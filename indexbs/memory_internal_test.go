@@ -298,7 +298,7 @@ func TestManyOfAShard(t *testing.T) {
 		return broken // and says nothing of 3
 	}}
 	got := map[int]string{}
-	b := &batch{ctx: t.Context(), bs: new(IndexBackedBlockstore), cids: cids, fn: func(i int, data []byte, err error) error {
+	b := &batch{ctx: t.Context(), bs: new(IndexBackedBlockstore), cids: cids, blocks: make([]wanted, len(cids)), fn: func(i int, data []byte, err error) error {
 		got[i] = string(data)
 		return err
 	}}

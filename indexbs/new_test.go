@@ -421,14 +421,29 @@ func TestHotBlocks(t *testing.T) {
 	if err := checkBlock(t.Context(), bs, c, data); err != nil {
 		t.Error(err)
 	}
+	// So it is with batches, and what one found the other knows.
+	for range 2 {
+		before := s.lookups
+		both := []cid.Cid{testdata.RootCID, testdata.SharedRootCID, c}
+		if _, err := bs.GetMany(t.Context(), both); err != nil {
+			t.Error(err)
+		}
+		if got := s.lookups - before; got != 2 {
+			t.Errorf("of %d blocks, of which one is hot and one is in two shards, %d were looked up", len(both), got)
+		}
+	}
+	looks(testdata.RootCID, 1)
+	looks(testdata.RootCID, 0)
 	// What the hint says of a damaged block is what a lookup would.
 	s.shard("b").corrupt(t, testdata.SharedRootCID, sampleBlocks(t, testdata.CarShared)[testdata.SharedRootCID])
-	for bs.Stats().OpenNow > 0 && s.shard("b").open() > 0 {
-		looks(testdata.RootCID, 1)
-	}
 	if _, err := bs.Get(t.Context(), testdata.SharedRootCID); !errors.Is(err, dagstore.ErrBlockCorrupt) {
 		t.Errorf("damaged: %v", err)
 	}
+	bs = newWith(t, s, indexbs.Options{})
+	if _, err := bs.GetMany(t.Context(), []cid.Cid{testdata.RootCID}); err != nil {
+		t.Error(err)
+	}
+	looks(testdata.RootCID, 0)
 	off := newWith(t, s, indexbs.Options{HotBlocks: -1})
 	bs = off
 	looks(testdata.RootCID, 1)
