@@ -302,11 +302,11 @@ func (a *accessorCache) arrive(f *flight, e *entry, err error) {
 	if f.readers > 0 {
 		delete(a.mu.flights, f.key) // the last reader to leave did otherwise
 	}
-	close(f.done)
 	a.mu.Unlock()
 	if out != nil {
 		out.release()
 	}
+	close(f.done)
 }
 
 // leave ends a reader's wait. The last one takes the acquire with it.
