@@ -325,6 +325,9 @@ func (d *DAGStore) Start(ctx context.Context) error {
 		d.resume()
 	}
 	d.views.Start()
+	if r, ok := d.top.Load().entries.(*runEntries); ok {
+		r.x.Start() // the catalogue says what is alive
+	}
 	return nil
 }
 
@@ -392,9 +395,6 @@ func (d *DAGStore) recoverViews(ctx context.Context) error {
 	rec, err := d.views.Recover(ctx)
 	if err != nil {
 		return fmt.Errorf("dagstore: replay: %w", err)
-	}
-	if r, ok := d.top.Load().entries.(*runEntries); ok {
-		r.x.Start() // only now does the catalogue say what is alive
 	}
 	for _, c := range rec.Ignored {
 		d.log.Warn("start: a checkpoint is not used", "file", c.File, "why", c.Why)

@@ -14,6 +14,7 @@ import (
 	"os"
 	"path"
 	"regexp"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"strings"
@@ -425,7 +426,7 @@ type simHooks struct {
 
 	stall string // operations on names that contain it wait at a gate
 
-	inMain   bool
+	inMain   string // the goroutine that takes a turn, or "": it must not wait at a gate
 	disabled bool
 	rate     struct{ file, journal, crash, gate uint64 } // one in so many; 0: never
 	victim   func(name string) bool
@@ -508,8 +509,18 @@ func (h *simHooks) opened() {
 // main says that the simulator's own goroutine does what is done.
 func (h *simHooks) main(on bool) {
 	h.mu.lock()
-	h.inMain = on
+	if h.inMain = ""; on {
+		h.inMain = goroutine()
+	}
 	h.mu.unlock()
+}
+
+// goroutine names the goroutine that calls it. What a turn woke runs beside the turn, and
+// whether that waits at a gate must not depend on which of them is faster.
+func goroutine() string {
+	var buf [32]byte
+	name, _, _ := strings.Cut(string(buf[:runtime.Stack(buf[:], false)]), "[")
+	return name
 }
 
 // normal is a name without what is random in it.
@@ -585,7 +596,7 @@ func (h *simHooks) decide(op fsio.Op) (fault fsio.Fault, wait bool) {
 	if h.stall != "" && strings.Contains(op.Kind.String()+" "+op.Name, h.stall) {
 		return 0, true
 	}
-	return 0, !h.inMain && op.Kind.Mutates() && strings.HasPrefix(op.Name, simRoot) && h.chance(h.rate.gate, "gate "+what)
+	return 0, op.Kind.Mutates() && strings.HasPrefix(op.Name, simRoot) && (h.inMain == "" || h.inMain != goroutine()) && h.chance(h.rate.gate, "gate "+what)
 }
 
 func (h *simHooks) pick(what string) fsio.Fault {
