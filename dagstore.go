@@ -138,11 +138,6 @@ type Config struct {
 	// MaxShardRecords is the largest number of sections of one shard; 0 means
 	// 1<<32 - 1, the most that an index holds.
 	MaxShardRecords uint64
-	// IndexMemory is what the records of one index may take in memory while it is made, in
-	// bytes: 44 and 20 more a block. What is more goes sorted into a temporary file beside
-	// the index, if IndexRepo is an index.Spiller, as the one of Open is. 0 means 64 MiB.
-	// Up to MaxConcurrentIndex are made at once.
-	IndexMemory int64
 	// IdleHandles is how many shards without accessors are kept open; 0 means 128,
 	// negative none.
 	IdleHandles int

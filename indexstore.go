@@ -65,10 +65,9 @@ func (cfg *Config) buildOptions() index.BuildOptions {
 }
 
 // draft makes an index of r, with the configured indexer or the built-in scanner.
-func (j *job) draft(ctx context.Context, r mount.Reader, size int64, temp func() (index.TempFile, error)) (*index.Draft, error) {
+func (j *job) draft(ctx context.Context, r mount.Reader, size int64) (*index.Draft, error) {
 	cfg := &j.d.cfg
 	opts := cfg.buildOptions()
-	opts.Temp, opts.Memory = temp, cfg.IndexMemory
 	var d *index.Draft
 	var err error
 	if cfg.ShardIndexer != nil {
@@ -102,15 +101,10 @@ func (st lifeStore) build(ctx context.Context, j *job, r mount.Reader, size int6
 			x.Close()
 		}
 	}
-	var temp func() (index.TempFile, error)
-	if s, ok := st.repo.(index.Spiller); ok {
-		temp = func() (index.TempFile, error) { return s.TempFile(j.key, j.gen) }
-	}
-	d, err := j.draft(ctx, r, size, temp)
+	d, err := j.draft(ctx, r, size)
 	if err != nil {
 		return shard.IndexInfo{}, nil, err
 	}
-	defer d.Close() // a temporary file that cannot be removed now is swept later
 	if !j.d.beginWrite() {
 		return shard.IndexInfo{}, nil, ErrClosed
 	}
@@ -118,15 +112,7 @@ func (st lifeStore) build(ctx context.Context, j *job, r mount.Reader, size int6
 	if err := st.repo.PutIndex(j.key, j.gen, d); err != nil {
 		return shard.IndexInfo{}, nil, fmt.Errorf("failed to add index for shard: %w", err)
 	}
-	if !d.Spilled() {
-		return d.Info(), d.Multihashes(), nil
-	}
-	x, err := st.repo.OpenIndex(j.key, j.gen) // rather than merge once more
-	if err != nil {
-		return shard.IndexInfo{}, nil, fmt.Errorf("failed to open the index that was made: %w", err)
-	}
-	j.held = append(j.held, x)
-	return x.Info(), x.Multihashes(), nil
+	return d.Info(), d.Multihashes(), nil
 }
 
 // sync makes an index that was found durable, before anybody relies on it.
@@ -247,7 +233,7 @@ type keyStore struct {
 }
 
 func (st *keyStore) build(ctx context.Context, j *job, r mount.Reader, size int64) (shard.IndexInfo, index.MultihashIterator, error) {
-	d, err := j.draft(ctx, r, size, nil)
+	d, err := j.draft(ctx, r, size)
 	if err != nil {
 		return shard.IndexInfo{}, nil, err
 	}

@@ -94,11 +94,7 @@ func bigIndex(b *testing.B, n int) (repo *FSIndexRepo, key shard.Key, mhs []stri
 		}
 		mhs = append(mhs, string(mh[:]))
 	}
-	draft, err := d.finish(header{payload: uint64(n) * 1024, flags: flagUnbound})
-	if err != nil {
-		b.Fatal(err)
-	}
-	if err := repo.PutIndex(key, 1, draft); err != nil {
+	if err := repo.PutIndex(key, 1, d.finish(header{payload: uint64(n) * 1024, flags: flagUnbound})); err != nil {
 		b.Fatal(err)
 	}
 	return repo, key, mhs
@@ -223,7 +219,7 @@ func BenchmarkMemInverted(b *testing.B) {
 				absent = append(absent, string(mh[:]))
 			}
 		}
-		d[s], _ = dr.finish(header{flags: flagUnbound})
+		d[s] = dr.finish(header{flags: flagUnbound})
 	}
 	rng.Shuffle(len(some), func(i, j int) { some[i], some[j] = some[j], some[i] })
 	fill := func() *MemInverted {

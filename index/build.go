@@ -54,12 +54,6 @@ type BuildOptions struct {
 	// Progress, if set, is told after every chunk how many bytes of the source and
 	// how many blocks are done. Calls do not overlap and hold up the work.
 	Progress func(bytes, blocks uint64)
-	// Temp, if set, makes a file for what does not fit into Memory bytes (0: 64 MiB; 1 MiB
-	// at least): the records are sorted in parts and merged when the index is written. A
-	// draft in such a file must be closed. Without Temp all records are in memory. Either
-	// way the index is the same to the byte. [Spiller.TempFile] makes such files.
-	Temp   func() (TempFile, error)
-	Memory int64
 	// TrustEmbeddedIndex adopts the index inside a CARv2 after checking every entry
 	// against the header of the section that it names, instead of scanning: blocks
 	// are then not hashed, and blocks that the index leaves out are not indexed. For
@@ -93,18 +87,17 @@ func Build(ctx context.Context, r io.ReaderAt, size int64, opts BuildOptions) (*
 			return DraftFromIndex(ctx, idx, r, size, opts)
 		}
 	}
-	d := newDrafter(ctx, &opts)
+	var d drafter
 	sum, err := carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error {
 		return d.add(rec.Code, rec.Digest, Entry{rec.Offset, rec.HeaderLen, rec.Size})
 	})
 	if err != nil {
-		d.discard()
 		return nil, err
 	}
 	return d.finish(header{
 		payload: sum.PayloadBytes,
 		binding: bindingOf(&sum.Layout, size, sum.Digest),
-	})
+	}), nil
 }
 
 func bindingOf(l *carscan.Layout, size int64, content [32]byte) Binding {
@@ -163,22 +156,17 @@ func DraftFromIndex(ctx context.Context, idx carindex.Index, r io.ReaderAt, size
 		return nil, err
 	}
 	slices.Sort(offsets)
-	sections := sectionReader{
-		r: newWindow(r, size), layout: l, opts: opts.scan(), digest: carscan.NewContentDigest(l.Header), claims: claimed.seeded(),
-		drafter: newDrafter(ctx, &opts),
-	}
-	err = sections.readAll(ctx, offsets, opts.Progress)
-	if err == nil && sections.claims.sum != claimed.sum {
-		err = fmt.Errorf("%w: it names blocks that are not at the offsets it gives", ErrBadIndex)
-	}
-	if err != nil {
-		sections.drafter.discard()
+	sections := sectionReader{r: newWindow(r, size), layout: l, opts: opts.scan(), digest: carscan.NewContentDigest(l.Header), claims: claimed.seeded()}
+	if err := sections.readAll(ctx, offsets, opts.Progress); err != nil {
 		return nil, err
+	}
+	if sections.claims.sum != claimed.sum {
+		return nil, fmt.Errorf("%w: it names blocks that are not at the offsets it gives", ErrBadIndex)
 	}
 	return sections.drafter.finish(header{
 		payload: sections.payload,
 		binding: bindingOf(l, size, sections.digest.Sum()),
-	})
+	}), nil
 }
 
 // draftByAsking scans the source and keeps the sections that idx knows.
@@ -187,7 +175,7 @@ func draftByAsking(ctx context.Context, idx carindex.Index, r io.ReaderAt, size 
 	if err != nil {
 		return nil, err
 	}
-	d := newDrafter(ctx, &opts)
+	var d drafter
 	content := carscan.NewContentDigest(l.Header)
 	payload := uint64(0)
 	_, err = carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error {
@@ -211,10 +199,9 @@ func draftByAsking(ctx context.Context, idx carindex.Index, r io.ReaderAt, size 
 		return d.add(rec.Code, rec.Digest, Entry{rec.Offset, rec.HeaderLen, rec.Size})
 	})
 	if err != nil {
-		d.discard()
 		return nil, err
 	}
-	return d.finish(header{payload: payload, binding: bindingOf(l, size, content.Sum())})
+	return d.finish(header{payload: payload, binding: bindingOf(l, size, content.Sum())}), nil
 }
 
 // claimSet is a fingerprint of a set of (multihash, offset) pairs, whatever their
@@ -312,7 +299,7 @@ func ImportIndex(idx carindex.IterableIndex) (*Draft, error) {
 	if err != nil {
 		return nil, err
 	}
-	return d.finish(header{flags: flagSizesUnknown | flagUnbound})
+	return d.finish(header{flags: flagSizesUnknown | flagUnbound}), nil
 }
 
 // window makes many small reads in ascending order cheap: it reads ahead, much where

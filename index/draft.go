@@ -3,7 +3,6 @@ package index
 import (
 	"bytes"
 	"cmp"
-	"context"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -11,24 +10,20 @@ import (
 	"runtime"
 	"slices"
 	"sync"
-	"sync/atomic"
 
 	"github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/shard"
 )
 
-// Draft is a shard index, sorted and not yet stored: in memory, or, if it became too
-// large for that (BuildOptions.Memory), in a temporary file. Its methods may be called
-// concurrently.
+// Draft is a shard index in memory, sorted and not yet stored. Its methods may be
+// called concurrently.
 //
-// Heap per record in memory: the record itself (digest + 12 bytes) and its place in the
-// order (4); while sorting, 16 more.
+// Heap per record: the record itself (digest + 12 bytes) and its place in the order
+// (4); while sorting, 16 more.
 type Draft struct {
 	head   header // without key, generation and layout
 	groups []draftGroup
-	spill  *spill // nil: all is in groups
-	closed atomic.Bool
 }
 
 // draftGroup holds the records of one group in the order in which they came.
@@ -37,8 +32,6 @@ type draftGroup struct {
 	slabs [][]byte
 	order []uint32 // record numbers in index order
 	fan   []byte   // the encoded fan-out
-
-	spilled uint64 // records that are in the temporary file
 }
 
 // slabRecords is how many records one slab holds. Slabs keep a growing group from
@@ -51,30 +44,11 @@ func (d *draftGroup) record(i uint32) []byte {
 	return d.slabs[i/slabRecords][at : at+n]
 }
 
-// drafter collects records into groups. The zero value keeps all in memory.
-//
-//	held = Σ records in memory · (record length + sortedBytes) ≤ memory, if temp is set
+// drafter collects records into groups.
 type drafter struct {
 	groups map[groupKey]*draftGroup
 	last   *draftGroup // the group of the last record
 	n      uint64
-
-	ctx    context.Context // with temp
-	temp   func() (TempFile, error)
-	memory int64
-	held   int64
-	most   int64 // that was held
-	spill  *spill
-	keys   []sortKey // memory to sort in
-}
-
-func newDrafter(ctx context.Context, opts *BuildOptions) drafter {
-	d := drafter{ctx: ctx, temp: opts.Temp, memory: opts.Memory}
-	if d.memory <= 0 {
-		d.memory = defaultMemory
-	}
-	d.memory = max(d.memory, leastMemory)
-	return d
 }
 
 type groupKey struct {
@@ -94,16 +68,7 @@ func (d *drafter) add(code uint64, digest []byte, e Entry) error {
 		return fmt.Errorf("%w: more records or a larger offset than an index can hold (record %d at %d)", ErrBadIndex, d.n, e.Offset)
 	}
 	n := len(digest) + recordTail
-	if d.temp != nil {
-		if d.held += int64(n) + sortedBytes; d.held > d.memory {
-			if err := d.spillAll(); err != nil {
-				return err
-			}
-			d.held = int64(n) + sortedBytes
-		}
-		d.most = max(d.most, d.held)
-	}
-	if g.records%slabRecords == 0 && int(g.records/slabRecords) == len(g.slabs) {
+	if g.records%slabRecords == 0 {
 		// The first slab grows with its records, so that many small groups stay small.
 		room := slabRecords * n
 		if g.records == 0 {
@@ -111,7 +76,7 @@ func (d *drafter) add(code uint64, digest []byte, e Entry) error {
 		}
 		g.slabs = append(g.slabs, make([]byte, 0, room))
 	}
-	slab := &g.slabs[g.records/slabRecords]
+	slab := &g.slabs[len(g.slabs)-1]
 	end := len(*slab)
 	if cap(*slab)-end < n {
 		*slab = slices.Grow(*slab, n)
@@ -143,70 +108,14 @@ func (d *drafter) groupOf(code uint64, digestLen int) (*draftGroup, error) {
 	return g, nil
 }
 
-// spillAll moves what is in memory to the temporary file, sorted. The memory is used
-// again.
-func (d *drafter) spillAll() error {
-	if d.spill == nil {
-		f, err := d.temp()
-		if err != nil {
-			return fmt.Errorf("index: make a temporary file for sorted records: %w", err)
-		}
-		d.spill = &spill{ctx: d.ctx, f: f, runs: make(map[groupKey][]spilledRun)}
-	}
-	most := uint64(0)
-	for _, g := range d.groups {
-		most = max(most, g.records)
-	}
-	kept := false
-	for k, g := range d.groups {
-		n := g.records
-		if n > 0 {
-			d.keys = g.sort(d.keys)
-			if err := d.spill.add(k, g); err != nil {
-				return err
-			}
-			g.spilled += n
-			g.records = 0
-		}
-		// One group keeps its memory, the others that were large once do not.
-		if kept || n < most {
-			g.slabs, g.order = nil, nil
-			continue
-		}
-		kept = true
-		for i := range g.slabs {
-			g.slabs[i] = g.slabs[i][:0]
-		}
-	}
-	return nil
-}
-
-// discard gives back what a build that failed has taken.
-func (d *drafter) discard() {
-	if d.spill != nil {
-		_ = d.spill.f.Close() // swept later if it cannot be removed now
-	}
-}
-
-// finish sorts what was collected. With an error everything is given back.
-func (d *drafter) finish(head header) (*Draft, error) {
-	out := &Draft{head: head, spill: d.spill}
+// finish sorts what was collected.
+func (d *drafter) finish(head header) *Draft {
+	out := &Draft{head: head}
 	out.head.records = d.n
-	if d.spill != nil {
-		if err := d.spillAll(); err != nil {
-			d.discard()
-			return nil, err
-		}
-	}
 	for _, g := range d.groups {
-		n := g.records + g.spilled
-		g.group = newGroup(g.code, int(g.digestLen), n)
-		if d.spill == nil {
-			g.fan = g.fanOut(g.sort(nil))
-			out.groups = append(out.groups, *g)
-		} else {
-			out.groups = append(out.groups, draftGroup{group: g.group})
-		}
+		g.group = newGroup(g.code, int(g.digestLen), g.records)
+		g.sort()
+		out.groups = append(out.groups, *g)
 	}
 	slices.SortFunc(out.groups, func(a, b draftGroup) int {
 		return cmp.Or(cmp.Compare(a.code, b.code), cmp.Compare(a.digestLen, b.digestLen))
@@ -214,7 +123,7 @@ func (d *drafter) finish(head header) (*Draft, error) {
 	for i := range out.groups {
 		out.head.groups = append(out.head.groups, out.groups[i].group)
 	}
-	return out, nil
+	return out
 }
 
 type sortKey struct {
@@ -222,11 +131,11 @@ type sortKey struct {
 	record uint32
 }
 
-// sort fills order and returns what it is made of, in memory that is used again: one pass of radix sort by the leading bits of the digests, as
+// sort fills order: one pass of radix sort by the leading bits of the digests, as
 // many as leave about 16 records to a bucket, then every bucket by comparison, the
 // buckets spread over the cores. Digests ground to share their leading bits cost the
 // n·log n of the comparison sort and no more.
-func (d *draftGroup) sort(memory []sortKey) []sortKey {
+func (d *draftGroup) sort() {
 	n := int(d.records)
 	shift := 64 - min(bits.Len(uint(n/16)), 18)
 	starts := make([]uint32, 1<<(64-shift)+1)
@@ -236,7 +145,7 @@ func (d *draftGroup) sort(memory []sortKey) []sortKey {
 	for i := range len(starts) - 1 {
 		starts[i+1] += starts[i]
 	}
-	keys := slices.Grow(memory[:0], n)[:n]
+	keys := make([]sortKey, n)
 	next := slices.Clone(starts)
 	for i := range uint32(n) {
 		p := prefix(d.record(i)[:d.digestLen])
@@ -244,7 +153,7 @@ func (d *draftGroup) sort(memory []sortKey) []sortKey {
 		keys[*b] = sortKey{p, i}
 		*b++
 	}
-	d.order = slices.Grow(d.order[:0], n)[:n]
+	d.order = make([]uint32, n)
 	buckets := len(starts) - 1
 	parallel(buckets, func(from, to int) {
 		for b := from; b < to; b++ {
@@ -254,7 +163,7 @@ func (d *draftGroup) sort(memory []sortKey) []sortKey {
 			d.order[i] = keys[i].record
 		}
 	})
-	return keys
+	d.fan = d.fanOut(keys)
 }
 
 func (d *draftGroup) compare(a, b sortKey) int {
@@ -281,19 +190,6 @@ func parallel(n int, run func(from, to int)) {
 // Info sums up the draft and its source.
 func (d *Draft) Info() shard.IndexInfo { return d.head.info() }
 
-// Spilled says whether the draft is in a temporary file. Then it works as long as the
-// context that it was built with has not ended, and must be closed.
-func (d *Draft) Spilled() bool { return d.spill != nil }
-
-// Close removes the draft's temporary file, if it has one. The draft cannot be used after
-// it. Idempotent.
-func (d *Draft) Close() error {
-	if d.spill == nil || d.closed.Swap(true) {
-		return nil
-	}
-	return d.spill.f.Close()
-}
-
 // Len counts the records, duplicates included.
 func (d *Draft) Len() uint64 { return d.head.records }
 
@@ -315,16 +211,6 @@ func (it draftMultihashes) ForEach(visit func(mh multihash.Multihash) error) err
 		g := &it.d.groups[i]
 		mh := multihashPrefix(&g.group)
 		head := len(mh)
-		if it.d.spill != nil {
-			err := it.d.spill.merge(groupKey{g.code, int(g.digestLen)}, int(g.recordLen()), func(r []byte) error {
-				mh = append(mh[:head], r[:g.digestLen]...)
-				return visit(mh)
-			})
-			if err != nil {
-				return err
-			}
-			continue
-		}
 		for _, r := range g.order {
 			mh = append(mh[:head], g.record(r)[:g.digestLen]...)
 			if err := visit(mh); err != nil {
@@ -346,11 +232,10 @@ func multihashPrefix(g *group) []byte {
 // WriteTo writes the draft as an index file that names no shard, for repositories
 // that keep track of that themselves; see [OpenIndex].
 func (d *Draft) WriteTo(w io.Writer) (int64, error) {
-	return d.write(struct{ io.Writer }{w}, shard.Key{}, 0)
+	return d.write(w, shard.Key{}, 0)
 }
 
-// write writes the draft as the index file of (key, gen). A w that is an io.WriterAt is
-// an empty file.
+// write writes the draft as the index file of (key, gen).
 func (d *Draft) write(w io.Writer, key shard.Key, gen uint64) (int64, error) {
 	h := d.head
 	h.key, h.gen = key.String(), gen
@@ -367,12 +252,6 @@ func (d *Draft) write(w io.Writer, key shard.Key, gen uint64) (int64, error) {
 	}
 	for i := range h.groups {
 		g := &d.groups[i]
-		if d.spill != nil {
-			if err := d.spill.writeGroup(w, &h.groups[i], h.crc, put); err != nil {
-				return written, err
-			}
-			continue
-		}
 		if err := put(g.fan); err != nil {
 			return written, err
 		}

@@ -39,9 +39,7 @@ type FSIndexRepo struct {
 	// their temporary names.
 	writing sync.RWMutex
 
-	mu sync.Mutex // guards what follows
-	// temps are the temporary files of builds under way.
-	temps map[string]struct{}
+	mu sync.Mutex // guards generations
 	// generations lists the generations on disk per key, ascending. It is nil until
 	// one of the FullIndexRepo's methods needs it: the LifeRepo's know their file
 	// names.
@@ -52,7 +50,6 @@ var (
 	_ FullIndexRepo = (*FSIndexRepo)(nil)
 	_ LifeRepo      = (*FSIndexRepo)(nil)
 	_ Syncer        = (*FSIndexRepo)(nil)
-	_ Spiller       = (*FSIndexRepo)(nil)
 )
 
 const (
@@ -150,49 +147,6 @@ func (r *FSIndexRepo) PutIndex(key shard.Key, gen uint64, d *Draft) error {
 	return nil
 }
 
-// TempFile implements [Spiller].
-func (r *FSIndexRepo) TempFile(key shard.Key, gen uint64) (TempFile, error) {
-	if err := key.Validate(); err != nil {
-		return nil, err
-	}
-	r.writing.RLock() // no sweep between making it and noting it
-	defer r.writing.RUnlock()
-	f, err := fsio.CreateTemp(r.fs, r.path(hashKey(key), gen), 0o600)
-	if err != nil {
-		return nil, err
-	}
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.temps == nil {
-		r.temps = make(map[string]struct{})
-	}
-	r.temps[filepath.Base(f.Name())] = struct{}{}
-	return &tempFile{f, r}, nil
-}
-
-// tempFile is removed when it is closed.
-type tempFile struct {
-	fsio.File
-	r *FSIndexRepo
-}
-
-func (t *tempFile) Close() error {
-	err := t.File.Close()
-	name := filepath.Base(t.Name())
-	_, gone := t.r.remove(name)
-	t.r.mu.Lock()
-	defer t.r.mu.Unlock()
-	delete(t.r.temps, name) // a sweep may have it now
-	return errors.Join(err, gone)
-}
-
-func (r *FSIndexRepo) inUse(name string) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	_, ok := r.temps[name]
-	return ok
-}
-
 // OpenIndex implements [LifeRepo].
 func (r *FSIndexRepo) OpenIndex(key shard.Key, gen uint64) (*ShardIndex, error) {
 	name := r.path(hashKey(key), gen)
@@ -250,7 +204,7 @@ func (r *FSIndexRepo) SweepIndexes(alive func(gen uint64) bool) (removed int, er
 			base = name[:strings.LastIndex(name, indexSuffix)+len(indexSuffix)]
 		}
 		h, gen, ours := parseFileName(base)
-		if !ours || !e.Type().IsRegular() || !temp && alive(gen) || temp && r.inUse(name) || temp && planted.Bug("index-temp-not-swept") {
+		if !ours || !e.Type().IsRegular() || !temp && alive(gen) || temp && planted.Bug("index-temp-not-swept") {
 			continue
 		}
 		gone, err := r.remove(name)

@@ -101,14 +101,6 @@ type LifeRepo interface {
 	SweepIndexes(alive func(gen uint64) bool) (removed int, err error)
 }
 
-// Spiller is an extra power of a [LifeRepo] on a disk: room for a build whose records do
-// not fit into memory.
-type Spiller interface {
-	// TempFile makes a file for the build of (key, gen). If the process ends before it is
-	// closed, a later SweepIndexes removes it.
-	TempFile(key shard.Key, gen uint64) (TempFile, error)
-}
-
 // Syncer is an extra power of a [LifeRepo] on a disk: making durable what was found
 // there. A process that is killed may leave an index that can be read and that a
 // power cut would take back.

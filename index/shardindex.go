@@ -414,5 +414,5 @@ func (x *ShardIndex) draft() (*Draft, error) {
 		return nil, err
 	}
 	c := x.core
-	return d.finish(header{flags: c.flags, payload: c.payload, binding: c.binding})
+	return d.finish(header{flags: c.flags, payload: c.payload, binding: c.binding}), nil
 }

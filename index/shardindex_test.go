@@ -46,11 +46,7 @@ func draftRecords(tb testing.TB, records []record) *Draft {
 		}
 		payload += uint64(r.e.Size)
 	}
-	draft, err := d.finish(header{payload: payload, flags: flagUnbound})
-	if err != nil {
-		tb.Fatal(err)
-	}
-	return draft
+	return d.finish(header{payload: payload, flags: flagUnbound})
 }
 
 func encodeDraft(tb testing.TB, d *Draft) []byte {
@@ -135,11 +131,7 @@ func TestIndexAgainstMap(t *testing.T) {
 			payload += uint64(r.e.Size)
 		}
 		var buf bytes.Buffer
-		draft, err := d.finish(header{payload: payload})
-		if err != nil {
-			t.Fatal(err)
-		}
-		if _, err := draft.WriteTo(&buf); err != nil {
+		if _, err := d.finish(header{payload: payload}).WriteTo(&buf); err != nil {
 			t.Fatal(err)
 		}
 		b := buf.Bytes()

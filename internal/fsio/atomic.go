@@ -64,12 +64,6 @@ func WriteFileAtomic(fsys FS, name string, perm fs.FileMode, write func(File) er
 	return nil
 }
 
-// CreateTemp makes a temporary file beside name, which [SweepTemps] removes if its maker
-// does not.
-func CreateTemp(fsys FS, name string, perm fs.FileMode) (File, error) {
-	return createTemp(fsys, name, perm)
-}
-
 func createTemp(fsys FS, name string, perm fs.FileMode) (File, error) {
 	for i := range maxTemps {
 		temp := fmt.Sprintf("%s%s%0*x", name, tempMark, tempDigits, i)

@@ -18,7 +18,6 @@ var least = map[string]int{
 	"dagstore.TestKillThenCrash":         10_000,
 	"dagstore.TestSim":                   4_000,
 	"index.TestCrashesAndFaults":         150,
-	"index.TestSpillFaults":              80,
 	"journal.TestCompactCrash":           300,
 	"journal.TestCrashDuringRecovery":    15_000,
 	"journal.TestCrashEveryOperation":    1_100,
