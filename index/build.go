@@ -60,6 +60,17 @@ type BuildOptions struct {
 	// sources that are trusted. A file without an embedded MultihashIndexSorted is
 	// scanned; one whose index is false is an error.
 	TrustEmbeddedIndex bool
+	// Spill makes temporary files for what does not fit Memory, a few at most for a
+	// build; nil keeps everything in memory, at some 70 bytes a block. Repositories
+	// that can make them are a [Spiller]. Whoever sets it closes the draft.
+	Spill func() (ScratchFile, error)
+	// Memory is how many bytes of heap a build with Spill may take, beside what the
+	// scan reads into (some MiB); 0 means 128 MiB, the least is 1 MiB. It bounds how
+	// much is sorted at once: a draft that spilled takes a few MiB.
+	Memory int64
+	// WriteProgress, if set, is told while the draft is written as an index how many of
+	// its records are. Calls for one file do not overlap.
+	WriteProgress func(records, total uint64)
 }
 
 func (o BuildOptions) scan() carscan.Options {
@@ -87,17 +98,31 @@ func Build(ctx context.Context, r io.ReaderAt, size int64, opts BuildOptions) (*
 			return DraftFromIndex(ctx, idx, r, size, opts)
 		}
 	}
-	var d drafter
-	sum, err := carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error {
-		return d.add(rec.Code, rec.Digest, Entry{rec.Offset, rec.HeaderLen, rec.Size})
+	return drafting(ctx, &opts, func(d *drafter) (header, error) {
+		sum, err := carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error {
+			return d.add(rec.Code, rec.Digest, Entry{rec.Offset, rec.HeaderLen, rec.Size})
+		})
+		if err != nil {
+			return header{}, err
+		}
+		return header{payload: sum.PayloadBytes, binding: bindingOf(&sum.Layout, size, sum.Digest)}, nil
 	})
+}
+
+// drafting makes a draft of what collect adds. What was spilled for a draft that did
+// not come about is removed, after a panic too.
+func drafting(ctx context.Context, opts *BuildOptions, collect func(*drafter) (header, error)) (out *Draft, err error) {
+	d := drafter{ctx: ctx, spill: newSpill(opts), told: opts.WriteProgress}
+	defer func() {
+		if out == nil {
+			d.close()
+		}
+	}()
+	head, err := collect(&d)
 	if err != nil {
 		return nil, err
 	}
-	return d.finish(header{
-		payload: sum.PayloadBytes,
-		binding: bindingOf(&sum.Layout, size, sum.Digest),
-	}), nil
+	return d.draft(head)
 }
 
 func bindingOf(l *carscan.Layout, size int64, content [32]byte) Binding {
@@ -142,6 +167,9 @@ func embeddedIndex(r io.ReaderAt, size int64, opts BuildOptions) (carindex.Itera
 // An idx that is no carindex.IterableIndex (an IndexSorted is not) cannot say what it
 // lists: then the source is scanned, as Build does it, and idx is asked about each
 // section.
+//
+// Beside what [Build] takes it takes 8 bytes a record, which BuildOptions.Memory does
+// not bound: idx, which is the caller's, takes more.
 func DraftFromIndex(ctx context.Context, idx carindex.Index, r io.ReaderAt, size int64, opts BuildOptions) (*Draft, error) {
 	it, ok := idx.(carindex.IterableIndex)
 	if !ok {
@@ -157,16 +185,17 @@ func DraftFromIndex(ctx context.Context, idx carindex.Index, r io.ReaderAt, size
 	}
 	slices.Sort(offsets)
 	sections := sectionReader{r: newWindow(r, size), layout: l, opts: opts.scan(), digest: carscan.NewContentDigest(l.Header), claims: claimed.seeded()}
-	if err := sections.readAll(ctx, offsets, opts.Progress); err != nil {
-		return nil, err
-	}
-	if sections.claims.sum != claimed.sum {
-		return nil, fmt.Errorf("%w: it names blocks that are not at the offsets it gives", ErrBadIndex)
-	}
-	return sections.drafter.finish(header{
-		payload: sections.payload,
-		binding: bindingOf(l, size, sections.digest.Sum()),
-	}), nil
+	return drafting(ctx, &opts, func(d *drafter) (header, error) {
+		sections.drafter = d
+		if err := sections.readAll(ctx, offsets, opts.Progress); err != nil {
+			return header{}, err
+		}
+		if sections.claims.sum != claimed.sum {
+			return header{}, fmt.Errorf("%w: it names blocks that are not at the offsets it gives", ErrBadIndex)
+		}
+		offsets = nil // not wanted while the draft is sorted
+		return header{payload: sections.payload, binding: bindingOf(l, size, sections.digest.Sum())}, nil
+	})
 }
 
 // draftByAsking scans the source and keeps the sections that idx knows.
@@ -175,10 +204,9 @@ func draftByAsking(ctx context.Context, idx carindex.Index, r io.ReaderAt, size 
 	if err != nil {
 		return nil, err
 	}
-	var d drafter
 	content := carscan.NewContentDigest(l.Header)
 	payload := uint64(0)
-	_, err = carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error {
+	keep := func(d *drafter, rec *carscan.Record) error {
 		c, err := cid.Cast(bytes.Clone(rec.CID))
 		if err != nil {
 			return fmt.Errorf("section at %d: %w", rec.Offset, err)
@@ -197,11 +225,11 @@ func draftByAsking(ctx context.Context, idx carindex.Index, r io.ReaderAt, size 
 		content.Add(rec)
 		payload += uint64(rec.Size)
 		return d.add(rec.Code, rec.Digest, Entry{rec.Offset, rec.HeaderLen, rec.Size})
-	})
-	if err != nil {
-		return nil, err
 	}
-	return d.finish(header{payload: payload, binding: bindingOf(l, size, content.Sum())}), nil
+	return drafting(ctx, &opts, func(d *drafter) (header, error) {
+		_, err := carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error { return keep(d, rec) })
+		return header{payload: payload, binding: bindingOf(l, size, content.Sum())}, err
+	})
 }
 
 // claimSet is a fingerprint of a set of (multihash, offset) pairs, whatever their
@@ -246,7 +274,7 @@ type sectionReader struct {
 	opts    carscan.Options
 	digest  *carscan.ContentDigest
 	claims  claimSet
-	drafter drafter
+	drafter *drafter
 	payload uint64
 }
 
@@ -286,7 +314,7 @@ func (s *sectionReader) readAll(ctx context.Context, offsets []uint64, progress 
 }
 
 // ImportIndex drafts an index without looking at a source: block sizes are unknown,
-// and the index is bound to nothing.
+// and the index is bound to nothing. The draft is in memory, as idx mostly is.
 func ImportIndex(idx carindex.IterableIndex) (*Draft, error) {
 	var d drafter
 	err := idx.ForEach(func(mh multihash.Multihash, offset uint64) error {

@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -39,7 +40,10 @@ type FSIndexRepo struct {
 	// their temporary names.
 	writing sync.RWMutex
 
-	mu sync.Mutex // guards generations
+	mu sync.Mutex // guards what follows
+	// scratch holds the names of temporary files in use by builds. A build may take as
+	// long as its source, so that no sweep can wait for it.
+	scratch map[string]struct{}
 	// generations lists the generations on disk per key, ascending. It is nil until
 	// one of the FullIndexRepo's methods needs it: the LifeRepo's know their file
 	// names.
@@ -50,6 +54,8 @@ var (
 	_ FullIndexRepo = (*FSIndexRepo)(nil)
 	_ LifeRepo      = (*FSIndexRepo)(nil)
 	_ Syncer        = (*FSIndexRepo)(nil)
+	_ PutterContext = (*FSIndexRepo)(nil)
+	_ Spiller       = (*FSIndexRepo)(nil)
 )
 
 const (
@@ -78,7 +84,7 @@ func NewFSRepoOn(fsys fsio.FS, baseDir string) (*FSIndexRepo, error) {
 	if err := fsys.MkdirAll(baseDir, 0o700); err != nil {
 		return nil, fmt.Errorf("index repository: %w", err)
 	}
-	r := &FSIndexRepo{fs: fsys, dir: baseDir}
+	r := &FSIndexRepo{fs: fsys, dir: baseDir, scratch: make(map[string]struct{})}
 	if err := r.checkVersion(); err != nil {
 		return nil, err
 	}
@@ -130,6 +136,11 @@ func (r *FSIndexRepo) path(h keyHash, gen uint64) string {
 
 // PutIndex implements [LifeRepo].
 func (r *FSIndexRepo) PutIndex(key shard.Key, gen uint64, d *Draft) error {
+	return r.PutIndexContext(context.Background(), key, gen, d)
+}
+
+// PutIndexContext implements [PutterContext].
+func (r *FSIndexRepo) PutIndexContext(ctx context.Context, key shard.Key, gen uint64, d *Draft) error {
 	if err := key.Validate(); err != nil {
 		return err
 	}
@@ -137,14 +148,61 @@ func (r *FSIndexRepo) PutIndex(key shard.Key, gen uint64, d *Draft) error {
 	defer r.writing.RUnlock()
 	h := hashKey(key)
 	err := fsio.WriteFileAtomic(r.fs, r.path(h, gen), 0o600, func(f fsio.File) error {
-		_, err := d.write(f, key, gen)
-		return err
+		return d.writeFile(ctx, f, key, gen)
 	})
 	if err != nil {
 		return fmt.Errorf("index of shard %s: %w", key, err)
 	}
 	r.noteAdded(h, gen)
 	return nil
+}
+
+// CreateScratch implements [Spiller]. The file is a temporary one of the index that it
+// helps to make, and has its name.
+func (r *FSIndexRepo) CreateScratch(key shard.Key, gen uint64) (ScratchFile, error) {
+	if err := key.Validate(); err != nil {
+		return nil, err
+	}
+	r.writing.RLock()
+	defer r.writing.RUnlock()
+	f, err := fsio.CreateTemp(r.fs, r.path(hashKey(key), gen), 0o600)
+	if err != nil {
+		return nil, err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.scratch[filepath.Base(f.Name())] = struct{}{}
+	return &scratchFile{File: f, repo: r}, nil
+}
+
+// scratchFile is the temporary file of a build.
+type scratchFile struct {
+	fsio.File
+	repo *FSIndexRepo
+	once sync.Once
+	err  error
+}
+
+// Close closes and removes the file. One that cannot be removed is swept.
+func (f *scratchFile) Close() error {
+	f.once.Do(func() {
+		base := filepath.Base(f.Name())
+		f.err = f.File.Close()
+		_, err := f.repo.remove(base)
+		f.err = errors.Join(f.err, err)
+		f.repo.mu.Lock()
+		defer f.repo.mu.Unlock()
+		delete(f.repo.scratch, base)
+	})
+	return f.err
+}
+
+// inUse says whether a name is that of a build's temporary file.
+func (r *FSIndexRepo) inUse(name string) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, ok := r.scratch[name]
+	return ok
 }
 
 // OpenIndex implements [LifeRepo].
@@ -186,7 +244,7 @@ func (r *FSIndexRepo) remove(name string) (bool, error) {
 	}
 }
 
-// SweepIndexes implements [LifeRepo]. Generation 0, which AddFullIndex uses, is asked
+// SweepIndexes implements [LifeRepo]. Temporary files of builds that go on stay. Generation 0, which AddFullIndex uses, is asked
 // about like any other; the predecessor's files stay.
 func (r *FSIndexRepo) SweepIndexes(alive func(gen uint64) bool) (removed int, err error) {
 	r.writing.Lock()
@@ -204,7 +262,7 @@ func (r *FSIndexRepo) SweepIndexes(alive func(gen uint64) bool) (removed int, er
 			base = name[:strings.LastIndex(name, indexSuffix)+len(indexSuffix)]
 		}
 		h, gen, ours := parseFileName(base)
-		if !ours || !e.Type().IsRegular() || !temp && alive(gen) || temp && planted.Bug("index-temp-not-swept") {
+		if !ours || !e.Type().IsRegular() || !temp && alive(gen) || temp && (r.inUse(name) || planted.Bug("index-temp-not-swept")) {
 			continue
 		}
 		gone, err := r.remove(name)
@@ -300,6 +358,7 @@ func (r *FSIndexRepo) AddFullIndex(key shard.Key, index carindex.Index) error {
 	if err != nil {
 		return fmt.Errorf("index of shard %s: %w", key, err)
 	}
+	defer d.Close()
 	return r.PutIndex(key, 0, d)
 }
 

@@ -2,6 +2,7 @@ package index
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"slices"
 	"sync"
@@ -26,6 +27,7 @@ type memIndex struct {
 var (
 	_ FullIndexRepo = (*MemIndexRepo)(nil)
 	_ LifeRepo      = (*MemIndexRepo)(nil)
+	_ PutterContext = (*MemIndexRepo)(nil)
 )
 
 // NewMemoryRepo returns an empty repository in memory.
@@ -45,11 +47,16 @@ func findGen(list []memIndex, gen uint64) (int, bool) {
 
 // PutIndex implements [LifeRepo].
 func (m *MemIndexRepo) PutIndex(key shard.Key, gen uint64, d *Draft) error {
+	return m.PutIndexContext(context.Background(), key, gen, d)
+}
+
+// PutIndexContext implements [PutterContext].
+func (m *MemIndexRepo) PutIndexContext(ctx context.Context, key shard.Key, gen uint64, d *Draft) error {
 	if err := key.Validate(); err != nil {
 		return err
 	}
 	var buf bytes.Buffer
-	if _, err := d.write(&buf, key, gen); err != nil {
+	if _, err := d.writeTo(ctx, &buf, key, gen); err != nil {
 		return fmt.Errorf("index of shard %s: %w", key, err)
 	}
 	m.mu.Lock()
@@ -148,6 +155,7 @@ func (m *MemIndexRepo) AddFullIndex(key shard.Key, index carindex.Index) error {
 	if err != nil {
 		return fmt.Errorf("index of shard %s: %w", key, err)
 	}
+	defer d.Close()
 	return m.PutIndex(key, 0, d)
 }
 

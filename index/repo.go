@@ -15,7 +15,8 @@ import (
 var (
 	// ErrNotFound is returned by repositories for a shard without an index.
 	ErrNotFound = errors.New("index not found")
-	// ErrClosed is returned by a [ShardIndex] that was closed.
+	// ErrClosed is returned by a [ShardIndex] that was closed, and by a [Draft] that
+	// was closed and had spilled.
 	ErrClosed = errors.New("shard index: closed")
 	// ErrNewerFormat is returned, wrapped with the file, for an index or repository
 	// that a newer release wrote. Nothing is changed; use that release.
@@ -107,6 +108,20 @@ type LifeRepo interface {
 type Syncer interface {
 	// SyncIndexes makes the indices that OpenIndex finds now durable.
 	SyncIndexes() error
+}
+
+// PutterContext is an extra power of a [LifeRepo]: a PutIndex that ends, with ctx's
+// error and everything as it was, when ctx does.
+type PutterContext interface {
+	PutIndexContext(ctx context.Context, key shard.Key, gen uint64, d *Draft) error
+}
+
+// Spiller is an extra power of a [LifeRepo] on a disk: temporary files for the build of
+// an index that is to be put there (BuildOptions.Spill).
+type Spiller interface {
+	// CreateScratch makes an empty temporary file. SweepIndexes spares it until it is
+	// closed, and removes what an earlier process left.
+	CreateScratch(key shard.Key, gen uint64) (ScratchFile, error)
 }
 
 // ManifestRepo is declared by the predecessor and implemented by nobody.

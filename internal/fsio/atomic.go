@@ -35,7 +35,7 @@ const maxTemps = 1 << 12
 // exception: if the last step fails, it holds the new ones, and which of the two
 // a crash would leave is not known.
 func WriteFileAtomic(fsys FS, name string, perm fs.FileMode, write func(File) error) error {
-	f, err := createTemp(fsys, name, perm)
+	f, err := CreateTemp(fsys, name, perm)
 	if err != nil {
 		return err
 	}
@@ -64,7 +64,9 @@ func WriteFileAtomic(fsys FS, name string, perm fs.FileMode, write func(File) er
 	return nil
 }
 
-func createTemp(fsys FS, name string, perm fs.FileMode) (File, error) {
+// CreateTemp creates an empty temporary file of the file name, which nobody else has,
+// for reading and writing. [SweepTemps] removes it if its owner does not.
+func CreateTemp(fsys FS, name string, perm fs.FileMode) (File, error) {
 	for i := range maxTemps {
 		temp := fmt.Sprintf("%s%s%0*x", name, tempMark, tempDigits, i)
 		f, err := fsys.OpenFile(temp, os.O_RDWR|os.O_CREATE|os.O_EXCL, perm)
