@@ -18,6 +18,7 @@ var least = map[string]int{
 	"dagstore.TestKillThenCrash":         10_000,
 	"dagstore.TestSim":                   4_000,
 	"index.TestCrashesAndFaults":         150,
+	"index.TestFaultsOfASpilledBuild":    500,
 	"journal.TestCompactCrash":           300,
 	"journal.TestCrashDuringRecovery":    15_000,
 	"journal.TestCrashEveryOperation":    1_100,
