@@ -9,9 +9,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"path/filepath"
-	"runtime"
 	"slices"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -701,26 +699,3 @@ func TestDraftFromIndexSpills(t *testing.T) {
 		t.Errorf("left: %q, %d open files", names, sim.OpenFiles())
 	}
 }
-
-// heapWatch keeps the largest heap that it has seen.
-type heapWatch struct {
-	sync.Mutex
-	base, peak uint64
-}
-
-func (h *heapWatch) begin() {
-	runtime.GC()
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	h.base, h.peak = m.HeapAlloc, m.HeapAlloc
-}
-
-func (h *heapWatch) look() {
-	var m runtime.MemStats
-	runtime.ReadMemStats(&m)
-	h.Lock()
-	defer h.Unlock()
-	h.peak = max(h.peak, m.HeapAlloc)
-}
-
-func (h *heapWatch) MiB() float64 { return float64(h.peak-h.base) / (1 << 20) }
