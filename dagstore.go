@@ -81,6 +81,13 @@ type Config struct {
 	// IndexRepo keeps the shard indices; nil keeps them in memory. One that is not
 	// an index.LifeRepo keeps one index per key.
 	IndexRepo index.FullIndexRepo
+	// IndexMemory is how many bytes of heap all builds of shard indices that run at once
+	// take together, if IndexRepo is an index.Spiller, as those on a disk are: what does
+	// not fit is sorted in temporary files there. 0 means 128 MiB, enough for some
+	// 2,000,000 blocks without a file; the least is 1 MiB. Each build, of which
+	// MaxConcurrentIndex run at once, takes some MiB besides: 1 of its own, 1/2 for each
+	// core that hashes, and up to 4.5 for merges once it has spilled.
+	IndexMemory int64
 	// TopLevelIndex maps multihashes to shards in an index of your own; nil: the store's.
 	TopLevelIndex index.Inverted
 	// TopLevelDir is the directory of the store's own top-level index, which nothing
@@ -216,16 +223,19 @@ type DAGStore struct {
 	log     *slog.Logger
 	mounts  *mount.Registry
 	indices indexStore
-	journal journal.Journal
-	cat     *projection.Catalogue
-	views   *projection.Runner // feeds all views; nil before Start
-	tail    *tail              // set if another process writes
-	health  health
-	loop    *eventLoop
-	courier *courier
-	traces  *bridge[Trace]
-	fails   *bridge[ShardResult]
-	top     atomic.Pointer[topLevel]
+	// indexMemory is what builds share, scratch the temporary files that they have open.
+	indexMemory *index.MemoryPool
+	scratch     scratchFiles
+	journal     journal.Journal
+	cat         *projection.Catalogue
+	views       *projection.Runner // feeds all views; nil before Start
+	tail        *tail              // set if another process writes
+	health      health
+	loop        *eventLoop
+	courier     *courier
+	traces      *bridge[Trace]
+	fails       *bridge[ShardResult]
+	top         atomic.Pointer[topLevel]
 
 	ctx    context.Context // of all work that callers share
 	cancel context.CancelFunc
@@ -275,10 +285,10 @@ func newStore(cfg Config, t *tail) (*DAGStore, error) {
 	}
 	d := &DAGStore{
 		cfg: cfg, log: cfg.Logger, mounts: cfg.MountRegistry, journal: cfg.Journal,
-		indices: newIndexStore(cfg.IndexRepo),
-		cat:     projection.NewCatalogue(),
-		closed:  make(chan struct{}),
-		tail:    t,
+		indices: newIndexStore(cfg.IndexRepo), indexMemory: index.NewMemoryPool(cfg.IndexMemory),
+		cat:    projection.NewCatalogue(),
+		closed: make(chan struct{}),
+		tail:   t,
 	}
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.mu.hot = make(map[shard.Key]*live)
@@ -470,6 +480,7 @@ func (d *DAGStore) waitForJobs(limit time.Duration) {
 	d.mu.Lock()   // whoever began a write has done so, and nobody begins another
 	d.mu.Unlock() //lint:ignore SA2001 passing through is what waits for them
 	d.writes.Wait()
+	d.scratch.closeAll()
 }
 
 // beginWrite begins the writing of an index, unless the store is closing. Close waits

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"sync"
 
 	"github.com/ipfs/go-cid"
@@ -64,10 +66,15 @@ func (cfg *Config) buildOptions() index.BuildOptions {
 	}
 }
 
-// draft makes an index of r, with the configured indexer or the built-in scanner.
-func (j *job) draft(ctx context.Context, r mount.Reader, size int64) (*index.Draft, error) {
+// draft makes an index of r, with the configured indexer or the built-in scanner. It
+// spills into temporary files of repo, if that can make some. It is closed with the job.
+func (j *job) draft(ctx context.Context, r mount.Reader, size int64, repo any) (*index.Draft, error) {
 	cfg := &j.d.cfg
 	opts := cfg.buildOptions()
+	opts.Memory, opts.Pool = cfg.IndexMemory, j.d.indexMemory
+	if sp, ok := repo.(index.Spiller); ok {
+		opts.Spill = func() (index.ScratchFile, error) { return j.createScratch(sp) }
+	}
 	var d *index.Draft
 	var err error
 	if cfg.ShardIndexer != nil {
@@ -81,7 +88,62 @@ func (j *job) draft(ctx context.Context, r mount.Reader, size int64) (*index.Dra
 	if err != nil {
 		return nil, fmt.Errorf("failed to read/generate CAR Index: %w", err)
 	}
+	j.held = append(j.held, d)
 	return d, nil
+}
+
+// createScratch makes a temporary file for a build, unless the store is closing.
+func (j *job) createScratch(sp index.Spiller) (index.ScratchFile, error) {
+	if !j.d.beginWrite() {
+		return nil, ErrClosed
+	}
+	defer j.d.writes.Done()
+	f, err := sp.CreateScratch(j.key, j.gen)
+	if err != nil {
+		return nil, err
+	}
+	return j.d.scratch.keep(f), nil
+}
+
+// scratchFiles are the temporary files of builds. Close of the store removes those of
+// builds that it cannot wait for: a late removal could hit a file of whoever opens the
+// directory next.
+type scratchFiles struct {
+	sync.Mutex
+	open map[*keptScratch]struct{}
+}
+
+// keptScratch is a temporary file that the store closes if its build does not.
+type keptScratch struct {
+	index.ScratchFile
+	by *scratchFiles
+}
+
+func (s *scratchFiles) keep(f index.ScratchFile) index.ScratchFile {
+	s.Lock()
+	defer s.Unlock()
+	if s.open == nil {
+		s.open = make(map[*keptScratch]struct{})
+	}
+	k := &keptScratch{f, s}
+	s.open[k] = struct{}{}
+	return k
+}
+
+func (k *keptScratch) Close() error {
+	k.by.Lock()
+	delete(k.by.open, k)
+	k.by.Unlock()
+	return k.ScratchFile.Close()
+}
+
+func (s *scratchFiles) closeAll() {
+	s.Lock()
+	left := slices.Collect(maps.Keys(s.open))
+	s.Unlock()
+	for _, k := range left {
+		k.Close() // what could not be removed is swept at the next start
+	}
 }
 
 // lifeStore keeps one index per life of a shard.
@@ -101,7 +163,7 @@ func (st lifeStore) build(ctx context.Context, j *job, r mount.Reader, size int6
 			x.Close()
 		}
 	}
-	d, err := j.draft(ctx, r, size)
+	d, err := j.draft(ctx, r, size, st.repo)
 	if err != nil {
 		return shard.IndexInfo{}, nil, err
 	}
@@ -109,10 +171,18 @@ func (st lifeStore) build(ctx context.Context, j *job, r mount.Reader, size int6
 		return shard.IndexInfo{}, nil, ErrClosed
 	}
 	defer j.d.writes.Done()
-	if err := st.repo.PutIndex(j.key, j.gen, d); err != nil {
+	if err := st.put(ctx, j, d); err != nil {
 		return shard.IndexInfo{}, nil, fmt.Errorf("failed to add index for shard: %w", err)
 	}
 	return d.Info(), d.Multihashes(), nil
+}
+
+// put stores a draft. A repository of others may not be able to end with ctx.
+func (st lifeStore) put(ctx context.Context, j *job, d *index.Draft) error {
+	if p, ok := st.repo.(index.PutterContext); ok {
+		return p.PutIndexContext(ctx, j.key, j.gen, d)
+	}
+	return st.repo.PutIndex(j.key, j.gen, d)
 }
 
 // sync makes an index that was found durable, before anybody relies on it.
@@ -233,7 +303,7 @@ type keyStore struct {
 }
 
 func (st *keyStore) build(ctx context.Context, j *job, r mount.Reader, size int64) (shard.IndexInfo, index.MultihashIterator, error) {
-	d, err := j.draft(ctx, r, size)
+	d, err := j.draft(ctx, r, size, nil)
 	if err != nil {
 		return shard.IndexInfo{}, nil, err
 	}

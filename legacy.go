@@ -200,6 +200,7 @@ func (d *DAGStore) adoptIndex(key shard.Key, gen uint64) (shard.IndexInfo, error
 	if err != nil {
 		return shard.IndexInfo{}, err
 	}
+	defer draft.Close()
 	if life, ok := d.cfg.IndexRepo.(index.LifeRepo); ok {
 		err = life.PutIndex(key, gen, draft)
 	}

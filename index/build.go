@@ -68,6 +68,8 @@ type BuildOptions struct {
 	// scan reads into (some MiB); 0 means 128 MiB, the least is 1 MiB. It bounds how
 	// much is sorted at once: a draft that spilled takes a few MiB.
 	Memory int64
+	// Pool, if set, is memory that this build shares with others, up to Memory.
+	Pool *MemoryPool
 	// WriteProgress, if set, is told while the draft is written as an index how many of
 	// its records are. Calls for one file do not overlap.
 	WriteProgress func(records, total uint64)

@@ -30,6 +30,7 @@ type Draft struct {
 	head   header // without key, generation and layout
 	groups []draftGroup
 	runs   *runs // nil: everything is in memory
+	share  *share
 	told   func(done, total uint64)
 }
 
@@ -56,7 +57,7 @@ func (d *draftGroup) record(i uint32) []byte {
 // drafter collects records into groups. With a place to spill to, it holds at most
 // its budget: when the next slab would take it beyond, what it holds becomes a run.
 //
-//	slabs + sortCost × records that fit into them ≤ spill.budget
+//	slabs + sortCost × records that fit into them ≤ spill.budget, leastMemory + share
 type drafter struct {
 	ctx    context.Context // of spills and of sorting; nil: none
 	groups map[groupKey]*draftGroup
@@ -139,16 +140,18 @@ func (d *drafter) makeRoom(g *draftGroup) error {
 		if old > 0 || len(g.slabs) == 0 && g.records < slabRecords {
 			want = min(max(8*n, 2*old/n*n), full)
 		}
-		if old == 0 && d.takeFree(g, want) {
+		if old == 0 && (len(d.free) == 0 || d.spill.allows(d.need(0, 0))) && d.takeFree(g, want) {
 			return nil
 		}
-		if d.spill == nil || d.need(want, want/n) <= d.spill.budget {
+		if d.spill == nil || d.spill.allows(d.need(want, want/n)) {
 			d.grow(g, old, want, n)
 			return nil
 		}
 		switch {
 		case len(d.free) > 0:
 			d.dropFree()
+		case d.sorter.bytes() > sortCost*d.room: // left of a larger share
+			d.sorter = sorter{}
 		case d.holds():
 			if err := d.spillAll(); err != nil {
 				return err
@@ -279,6 +282,9 @@ func (d *drafter) draft(head header) (*Draft, error) {
 		}
 		out.runs = d.spill.runs
 	}
+	if d.spill != nil {
+		out.share = d.spill.share
+	}
 	d.sorter.ctx = d.ctx
 	for _, g := range d.list {
 		g.group = newGroup(g.code, int(g.digestLen), g.records)
@@ -306,12 +312,14 @@ func (d *drafter) completeRuns() error {
 		}
 	}
 	d.free, d.sorter = nil, sorter{}
+	d.spill.share.release()
 	return d.spill.runs.reduce(d.ctx)
 }
 
 // close gives back what a drafter holds whose draft is not wanted.
 func (d *drafter) close() {
 	if d.spill != nil {
+		d.spill.share.release()
 		_ = d.spill.runs.close() // what could not be removed is swept
 	}
 }
@@ -491,8 +499,10 @@ func (d *Draft) eachRecord(g *draftGroup, visit func(rec []byte) error) error {
 }
 
 // Close removes the temporary files of a draft that spilled; what is done with it
-// afterwards ends with ErrClosed. A draft in memory is not changed. Idempotent.
+// afterwards ends with ErrClosed. A draft in memory is not changed, but what it has of
+// a pool counts as given back: let it go. Idempotent.
 func (d *Draft) Close() error {
+	d.share.release()
 	if d.runs == nil {
 		return nil
 	}

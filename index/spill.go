@@ -33,6 +33,7 @@ const (
 // spill is where a drafter puts what it cannot hold.
 type spill struct {
 	budget int // bytes that the drafter holds at most, merges left aside
+	share  *share
 	runs   *runs
 }
 
@@ -53,8 +54,14 @@ func newSpill(opts *BuildOptions) *spill {
 	fanIn := min(memory/4/block-2*writeBlocks, 64)
 	return &spill{
 		budget: memory - (fanIn+2*writeBlocks)*block,
+		share:  &share{pool: opts.Pool},
 		runs:   &runs{create: opts.Spill, block: block, fanIn: fanIn},
 	}
+}
+
+// allows says whether the drafter may take so many bytes.
+func (s *spill) allows(need int) bool {
+	return need <= s.budget && s.share.fit(need)
 }
 
 // runs are the sorted runs of a draft that did not fit its memory. A run has a part
