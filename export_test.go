@@ -15,3 +15,6 @@ func Jumps(f *Follower) int {
 	defer f.tail.mu.Unlock()
 	return f.tail.mu.jumps
 }
+
+// WaitForJobs waits for what Close left behind.
+func WaitForJobs(d *DAGStore) { d.jobs.Wait() }
