@@ -144,6 +144,7 @@ type stuckMount struct {
 	reached chan struct{} // closed when somebody reads there
 	once    *sync.Once
 	letGo   chan struct{}
+	after   error // of reads that were let go
 }
 
 type stuckReader struct {
@@ -165,23 +166,38 @@ func (r *stuckReader) ReadAt(p []byte, at int64) (int, error) {
 	if at+int64(len(p)) > r.m.from {
 		r.m.once.Do(func() { close(r.m.reached) })
 		<-r.m.letGo
-		return 0, errors.New("let go")
+		if r.m.after != nil {
+			return 0, r.m.after
+		}
 	}
 	return r.Reader.ReadAt(p, at)
 }
 
 // TestCloseRemovesSpills: Close leaves no temporary file and no descriptor of a build
-// whose source hangs, and what that build does later touches nothing. Proves F28, C5.
+// whose source hangs, before it has spilled or after, and what that build does later
+// touches nothing. Proves F28, C5.
 func TestCloseRemovesSpills(t *testing.T) {
-	sim := fsio.NewSim(1)
 	big := bigMount()
 	info, err := fs.Stat(big.FS, big.Path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	m := &stuckMount{big, info.Size() - 1000, make(chan struct{}), new(sync.Once), make(chan struct{})}
-	d := open(t, "/store", dagstore.WithFS(sim), leastIndexMemory, dagstore.WithMount("stuck", m),
-		dagstore.WithConfig(func(c *dagstore.Config) { c.CloseTimeout = 50 * time.Millisecond }))
+	for name, m := range map[string]*stuckMount{
+		"after":  {from: info.Size() - 1000, after: errors.New("let go")},
+		"before": {from: 600 << 10}, // in the second chunk of the scan, with which it spills
+	} {
+		t.Run(name, func(t *testing.T) {
+			m.FSMount, m.once = big, new(sync.Once)
+			m.reached, m.letGo = make(chan struct{}), make(chan struct{})
+			closeWhileStuck(t, m, name == "after")
+		})
+	}
+}
+
+func closeWhileStuck(t *testing.T, m *stuckMount, spilled bool) {
+	sim := fsio.NewSim(1)
+	d := open(t, "/store", dagstore.WithFS(sim), dagstore.WithMount("stuck", m),
+		dagstore.WithConfig(func(c *dagstore.Config) { c.CloseTimeout, c.IndexMemory = 50*time.Millisecond, 2<<20 }))
 	out := make(chan dagstore.ShardResult, 1)
 	if err := d.RegisterShard(background, key("stuck"), m, out, dagstore.RegisterOpts{}); err != nil {
 		t.Fatal(err)
@@ -191,8 +207,8 @@ func TestCloseRemovesSpills(t *testing.T) {
 	case res := <-out:
 		t.Fatal("the source did not hang: ", res.Error)
 	}
-	if temps := indexTemps(t, sim); len(temps) == 0 {
-		t.Fatal("nothing was spilled before the source hangs")
+	if temps := indexTemps(t, sim); (len(temps) > 0) != spilled {
+		t.Fatalf("before Close: %q", temps)
 	}
 	closeStore(t, d)
 	wantErr(t, "register", (<-out).Error, dagstore.ErrClosed)

@@ -67,6 +67,9 @@ func TestPooledBuilds(t *testing.T) {
 			if err != nil {
 				rt.Fatal(err)
 			}
+			if have := b.d.spill.share.have; have != 0 && !b.d.spill.runs.empty() {
+				rt.Fatalf("all is in runs, and %d bytes are kept from others", have)
+			}
 			if !bytes.Equal(encodeDraft(t, have), encodeDraft(t, b.plain.finish(header{flags: flagUnbound}))) {
 				rt.Fatalf("build %d has another index", i)
 			}
@@ -122,5 +125,39 @@ func TestPoolIsShared(t *testing.T) {
 	first.d.close()
 	if pool.mu.taken != 0 || pool.mu.users != 0 {
 		t.Error(fmt.Sprint(pool.mu.taken, pool.mu.users))
+	}
+}
+
+// TestShareShrinks: a build that had much and is left with little goes on with that, and
+// does not spill record by record because its memory is taken up by what was useful
+// before. Proves I16.
+func TestShareShrinks(t *testing.T) {
+	const size = 32 << 20
+	pool := NewMemoryPool(size)
+	repo := simRepo(t, fsio.NewSim(1))
+	builds := make([]*pooled, 8)
+	for i := range builds {
+		create := func() (ScratchFile, error) { return repo.CreateScratch(spillKey, uint64(i)) }
+		builds[i] = &pooled{d: drafter{ctx: t.Context(), spill: newSpill(&BuildOptions{Memory: size, Pool: pool, Spill: create})}}
+		defer builds[i].d.close()
+	}
+	first := builds[0]
+	if err := first.add(600_000); err != nil {
+		t.Fatal(err)
+	}
+	if first.d.spill.runs.seq == 0 {
+		t.Fatal("it had room for everything")
+	}
+	for range 20 {
+		for _, b := range builds {
+			if err := b.add(7000); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	for i, b := range builds {
+		if runs := b.d.spill.runs.seq; runs < 1 || runs > 10 {
+			t.Errorf("build %d wrote %d runs", i, runs)
+		}
 	}
 }

@@ -160,9 +160,6 @@ func (c *cursor) readBlock() error {
 	// All blocks of a part but the last are of one length.
 	at := c.part.at + int64(c.read/uint64(c.perBlock))*int64(c.perBlock*c.recordLen+crcLen)
 	c.buf = resize(c.buf, n)
-	if c.r.closed.Load() {
-		return ErrClosed
-	}
 	switch have, err := c.run.file.ReadAt(c.buf, at); {
 	case have == n:
 	case c.r.closed.Load():

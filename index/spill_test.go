@@ -74,7 +74,6 @@ func (l *multihashList) add(mh multihash.Multihash) error {
 // is written in two places at once, and in one stream; and its multihashes come in the
 // same order. Nothing is left afterwards. Proves I15, F20 for drafts that spill.
 func TestSpilledEqualsUnspilled(t *testing.T) {
-	most, deepest := 0, 0
 	rapid.Check(t, func(rt *rapid.T) {
 		records := drawRecords(rt)
 		if len(records) > 1 && rapid.Bool().Draw(rt, "the same record again") {
@@ -84,60 +83,73 @@ func TestSpilledEqualsUnspilled(t *testing.T) {
 				records = append(records, r)
 			}
 		}
-		var plain drafter
-		sim := fsio.NewSim(1)
-		repo := simRepo(t, sim)
-		d := drafter{ctx: t.Context(), spill: spillTo(repo,
+		spilledEquals(rt, records,
 			rapid.SampledFrom([]int{1, 1000, 5000, 20000, 100000, 1 << 20}).Draw(rt, "budget"),
 			rapid.SampledFrom([]int{100, 145, 500, 4096}).Draw(rt, "block"),
-			rapid.SampledFrom([]int{2, 3, 8}).Draw(rt, "fan-in"))}
-		if err := errors.Join(addAll(&plain, records), addAll(&d, records)); err != nil {
-			rt.Fatal(err)
-		}
-		h := header{payload: 77, flags: flagUnbound}
-		want := plain.finish(h)
-		have, err := d.draft(h)
-		if err != nil {
-			rt.Fatal(err)
-		}
-		most, deepest = max(most, int(d.spill.runs.seq)), max(deepest, len(d.spill.runs.levels))
-		var wantBytes, haveBytes bytes.Buffer
-		for d, b := range map[*Draft]*bytes.Buffer{want: &wantBytes, have: &haveBytes} {
-			if n, err := d.write(b, spillKey, 1); err != nil || n != int64(b.Len()) {
-				rt.Fatal(n, err)
-			}
-		}
-		if !bytes.Equal(wantBytes.Bytes(), haveBytes.Bytes()) {
-			rt.Fatalf("in one stream: %d bytes of %d are the same", commonPrefix(wantBytes.Bytes(), haveBytes.Bytes()), wantBytes.Len())
-		}
-		if err := repo.PutIndex(spillKey, 1, have); err != nil {
-			rt.Fatal(err)
-		}
-		f, err := sim.OpenFile(repo.path(hashKey(spillKey), 1), 0, 0)
-		if err != nil {
-			rt.Fatal(err)
-		}
-		file, err := io.ReadAll(f)
-		if err = errors.Join(err, f.Close()); err != nil || !bytes.Equal(file, wantBytes.Bytes()) {
-			rt.Fatalf("by way of a file: %d bytes of %d are the same, %v", commonPrefix(wantBytes.Bytes(), file), wantBytes.Len(), err)
-		}
-		var wantMhs, haveMhs multihashList
-		if err := errors.Join(want.Multihashes().ForEach(wantMhs.add), have.Multihashes().ForEach(haveMhs.add)); err != nil || !slices.Equal(wantMhs, haveMhs) {
-			rt.Fatalf("%d multihashes, want %d: %v", len(haveMhs), len(wantMhs), err)
-		}
-		if have.Len() != want.Len() || have.Info() != want.Info() {
-			rt.Fatalf("%+v, want %+v", have.Info(), want.Info())
-		}
-		if err := errors.Join(have.Close(), have.Close()); err != nil {
-			rt.Fatal(err)
-		}
-		if names := namesIn(t, sim, "/index"); len(names) != 1 || sim.OpenFiles() != 0 {
-			rt.Fatalf("left: %q, %d open files", names, sim.OpenFiles())
-		}
+			rapid.SampledFrom([]int{2, 3, 8}).Draw(rt, "fan-in"))
 	})
-	if most < 100 || deepest < 3 {
-		t.Errorf("at most %d runs in %d levels: too few to see them merged", most, deepest)
+	if r := spilledEquals(t, sha256Records(3000), 1, 500, 2); r.seq < 300 || len(r.levels) < 6 {
+		t.Errorf("%d runs were written, in %d levels: too few to see them merged", r.seq, len(r.levels))
 	}
+}
+
+// spilledEquals drafts records in memory and with spills, and compares all that comes of
+// it.
+func spilledEquals(t interface {
+	Fatal(...any)
+	Fatalf(string, ...any)
+}, records []record, budget, block, fanIn int,
+) *runs {
+	sim := fsio.NewSim(1)
+	repo, err := NewFSRepoOn(sim, "/index")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var plain drafter
+	d := drafter{ctx: context.Background(), spill: spillTo(repo, budget, block, fanIn)}
+	if err := errors.Join(addAll(&plain, records), addAll(&d, records)); err != nil {
+		t.Fatal(err)
+	}
+	h := header{payload: 77, flags: flagUnbound}
+	want := plain.finish(h)
+	have, err := d.draft(h)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var wantBytes, haveBytes bytes.Buffer
+	for d, b := range map[*Draft]*bytes.Buffer{want: &wantBytes, have: &haveBytes} {
+		if n, err := d.write(b, spillKey, 1); err != nil || n != int64(b.Len()) {
+			t.Fatal(n, err)
+		}
+	}
+	if !bytes.Equal(wantBytes.Bytes(), haveBytes.Bytes()) {
+		t.Fatalf("in one stream: %d bytes of %d are the same", commonPrefix(wantBytes.Bytes(), haveBytes.Bytes()), wantBytes.Len())
+	}
+	if err := repo.PutIndex(spillKey, 1, have); err != nil {
+		t.Fatal(err)
+	}
+	f, err := sim.OpenFile(repo.path(hashKey(spillKey), 1), 0, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	file, err := io.ReadAll(f)
+	if err = errors.Join(err, f.Close()); err != nil || !bytes.Equal(file, wantBytes.Bytes()) {
+		t.Fatalf("by way of a file: %d bytes of %d are the same, %v", commonPrefix(wantBytes.Bytes(), file), wantBytes.Len(), err)
+	}
+	var wantMhs, haveMhs multihashList
+	if err := errors.Join(want.Multihashes().ForEach(wantMhs.add), have.Multihashes().ForEach(haveMhs.add)); err != nil || !slices.Equal(wantMhs, haveMhs) {
+		t.Fatalf("%d multihashes, want %d: %v", len(haveMhs), len(wantMhs), err)
+	}
+	if have.Len() != want.Len() || have.Info() != want.Info() {
+		t.Fatalf("%+v, want %+v", have.Info(), want.Info())
+	}
+	if err := errors.Join(have.Close(), have.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := sim.ReadDir("/index"); err != nil || len(names) != 1 || sim.OpenFiles() != 0 {
+		t.Fatalf("left: %v, %d open files, %v", names, sim.OpenFiles(), err)
+	}
+	return d.spill.runs
 }
 
 func commonPrefix(a, b []byte) int {
@@ -462,7 +474,7 @@ func TestDamagedRun(t *testing.T) {
 		files = append(files, &flippingScratch{ScratchFile: f})
 		return files[len(files)-1], nil
 	}
-	d, err := draftingOn(t.Context(), &spill{budget: 2000, runs: &runs{create: create, block: 500, fanIn: 8}}, records)
+	d, err := draftingOn(t.Context(), &spill{budget: 2000, runs: &runs{create: create, block: 300, fanIn: 8}}, records)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -492,21 +504,33 @@ func TestDamagedRun(t *testing.T) {
 		}
 		refused(fmt.Sprintf("byte %d of %d flipped", off, size), max(off-500, 0), off)
 	}
-	// A block that is sound, in the place of the same block of another run.
+	// Blocks that are sound and lie elsewhere: in another run, in the same one, or in a
+	// former one at the same offset.
 	f.flip = nil
 	runs := d.runs.levels[0].runs
 	a, b := runs[0].parts[0], runs[1].parts[0]
-	var other [500]byte
-	n, err := f.ReadAt(other[:], b.at)
-	if n == 0 {
-		t.Fatal(err)
+	perBlock := d.runs.perBlock(32 + recordTail)
+	second := a.at + int64(perBlock*(32+recordTail)+crcLen)
+	if a.records < 2*uint64(perBlock) || b.records < uint64(perBlock) {
+		t.Fatal("too few blocks")
 	}
-	f.flip = func(buf []byte, at int64) {
-		if at == a.at {
-			copy(buf, other[:])
+	for _, from := range []int64{b.at, second} {
+		other := make([]byte, second-a.at)
+		f.flip = nil
+		if n, err := f.ReadAt(other, from); n != len(other) {
+			t.Fatal(err)
 		}
+		f.flip = func(buf []byte, at int64) {
+			if at == a.at {
+				copy(buf, other)
+			}
+		}
+		refused(fmt.Sprintf("the block at %d in place of the one at %d", from, a.at), a.at, a.at)
 	}
-	refused("a block of another run", a.at, a.at)
+	f.flip = nil
+	runs[0].seq += 5
+	refused("a block of a former run", a.at, a.at)
+	runs[0].seq -= 5
 	f.flip = nil
 	if err := f.Truncate(size - 1); err != nil {
 		t.Fatal(err)
