@@ -45,12 +45,14 @@ func newSimRepo(t *testing.T) *index.FSIndexRepo {
 func TestFSRepo(t *testing.T) {
 	indextest.FullIndexRepo(t, func(t *testing.T) index.FullIndexRepo { return newFSRepo(t) })
 	indextest.LifeRepo(t, func(t *testing.T) index.LifeRepo { return newFSRepo(t) })
+	indextest.Spiller(t, func(t *testing.T) index.LifeRepo { return newFSRepo(t) })
 }
 
 // TestSimRepo is TestFSRepo on the simulated disk.
 func TestSimRepo(t *testing.T) {
 	indextest.FullIndexRepo(t, func(t *testing.T) index.FullIndexRepo { return newSimRepo(t) })
 	indextest.LifeRepo(t, func(t *testing.T) index.LifeRepo { return newSimRepo(t) })
+	indextest.Spiller(t, func(t *testing.T) index.LifeRepo { return newSimRepo(t) })
 }
 
 func TestMemoryRepo(t *testing.T) {
