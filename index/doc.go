@@ -9,6 +9,13 @@
 //	CAR ──Build──▶ Draft ──PutIndex──▶ file ──OpenIndex──▶ ShardIndex ──Find──▶ Entry
 //	                 └─Multihashes──▶ Inverted ──GetShardsForMultihash──▶ shard keys
 //
+// # Memory
+//
+// A [Draft] is sorted in memory, or, if BuildOptions.Spill gives it temporary files, in
+// runs on the disk that are merged while the index is written: then a build takes
+// BuildOptions.Memory, whatever the file claims. Builds that run at once share a
+// [MemoryPool]. The index is the same byte by byte.
+//
 // # Binding
 //
 // An index is bound to the source it was built from by the source's size, the

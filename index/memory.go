@@ -26,10 +26,7 @@ type MemoryPool struct {
 
 // NewMemoryPool returns a pool of so many bytes; 0 means 128 MiB.
 func NewMemoryPool(bytes int64) *MemoryPool {
-	if bytes <= 0 {
-		bytes = defaultMemory
-	}
-	return &MemoryPool{bytes: int(bytes)}
+	return &MemoryPool{bytes: memoryOf(bytes)}
 }
 
 // share is what one build has of a pool. One of no pool, or nil, is never refused.

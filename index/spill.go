@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -30,6 +31,14 @@ const (
 	leastMemory   = 1 << 20
 )
 
+// memoryOf is an amount of memory as an option gives it.
+func memoryOf(bytes int64) int {
+	if bytes <= 0 {
+		return defaultMemory
+	}
+	return int(min(bytes, math.MaxInt/4))
+}
+
 // spill is where a drafter puts what it cannot hold.
 type spill struct {
 	budget int // bytes that the drafter holds at most, merges left aside
@@ -40,16 +49,14 @@ type spill struct {
 // newSpill returns the spill of options; nil if there is no place to spill to.
 //
 // A merge takes a block of each run and some for what it writes. It may come while the
-// slabs are held, so a quarter of the memory is set aside for it.
+// slabs are held, so up to a quarter of the memory is set aside for it. Not counted are
+// the places of the parts: 32 bytes for each group of each run, which is something only
+// for thousands of kinds of multihash (8 MiB at worst).
 func newSpill(opts *BuildOptions) *spill {
 	if opts.Spill == nil {
 		return nil
 	}
-	memory := int(opts.Memory)
-	if memory <= 0 {
-		memory = defaultMemory
-	}
-	memory = max(memory, leastMemory)
+	memory := max(memoryOf(opts.Memory), leastMemory)
 	block := min(memory>>7, 64<<10)
 	fanIn := min(memory/4/block-2*writeBlocks, 64)
 	return &spill{

@@ -112,6 +112,9 @@ func BenchmarkBuildBounded(b *testing.B) {
 		bounded, took := build(true)
 		b.StopTimer()
 		_, after := build(false)
+		if bounded > 256 {
+			b.Errorf("the heap grew by %.0f MiB; 256 are promised", bounded)
+		}
 		b.ReportMetric(bounded, "peak-heap-MiB")
 		b.ReportMetric(inMemory, "in-memory-MiB")
 		b.ReportMetric(2*took.Seconds()/(before+after).Seconds(), "x-memory")
