@@ -13,7 +13,10 @@ import (
 	"github.com/multiformats/go-multihash"
 )
 
-var boundedBlocks = flag.Int64("index.blocks", 10_000_000, "blocks of BenchmarkBuildBounded")
+var (
+	boundedBlocks = flag.Int64("index.blocks", 10_000_000, "blocks of BenchmarkBuildBounded")
+	boundedMemory = flag.Int64("index.memory", 0, "BuildOptions.Memory of BenchmarkBuildBounded")
+)
 
 // heapWatch looks at the heap every millisecond and keeps the most that it has seen.
 type heapWatch struct {
@@ -70,7 +73,7 @@ func BenchmarkBuildBounded(b *testing.B) {
 	build := func(spill bool) (heap float64, took time.Duration) {
 		gen++
 		watch := watchHeap()
-		opts := BuildOptions{SkipVerify: true}
+		opts := BuildOptions{SkipVerify: true, Memory: *boundedMemory}
 		if spill {
 			opts.Spill = func() (ScratchFile, error) { return repo.CreateScratch(spillKey, gen) }
 		}
