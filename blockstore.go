@@ -2,11 +2,9 @@ package dagstore
 
 import (
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"sync"
-	"unsafe"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
@@ -16,6 +14,7 @@ import (
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/internal/planted"
 )
 
@@ -46,39 +45,6 @@ var _ ReadBlockstore = (*ShardBlockstore)(nil)
 // not to; HashOnRead(false) does what the store is configured to do. Call it before
 // the first read.
 func (b *ShardBlockstore) HashOnRead(enabled bool) { b.verify = enabled || b.byDefault }
-
-// multihashOf returns the multihash within a CID's binary form, without copying.
-func multihashOf(c cid.Cid) string {
-	s := c.KeyString()
-	if len(s) == 34 && s[0] == mh.SHA2_256 && s[1] == 32 {
-		return s // CIDv0
-	}
-	for range 2 { // version and codec
-		i := 0
-		for i < len(s) && s[i] >= 0x80 {
-			i++
-		}
-		if i++; i > len(s) {
-			return ""
-		}
-		s = s[i:]
-	}
-	return s
-}
-
-// splitMultihash returns the function and the digest of a multihash.
-func splitMultihash(m string) (code uint64, digest []byte, ok bool) {
-	b := unsafe.Slice(unsafe.StringData(m), len(m)) // read only
-	code, n := binary.Uvarint(b)
-	if n <= 0 {
-		return 0, nil, false
-	}
-	size, k := binary.Uvarint(b[n:])
-	if k <= 0 || size != uint64(len(b)-n-k) {
-		return 0, nil, false
-	}
-	return code, b[n+k:], true
-}
 
 // locate finds a block in the index, as finder.find does. The accessor must be entered.
 func (b *ShardBlockstore) locate(c cid.Cid, m string, checked bool) (location, error) {
@@ -111,7 +77,7 @@ func (b *ShardBlockstore) check(m string, p []byte) error {
 	if !b.verify || planted.Bug("store-block-not-verified") {
 		return nil
 	}
-	if code, digest, _ := splitMultihash(m); !carscan.Matches(code, digest, p) {
+	if code, digest, _ := cids.SplitString(m); !carscan.Matches(code, digest, p) {
 		return ErrBlockCorrupt
 	}
 	return nil
@@ -139,8 +105,8 @@ func (b *ShardBlockstore) begin(ctx context.Context, c cid.Cid) (m string, code 
 	if err := ctx.Err(); err != nil {
 		return "", 0, nil, err
 	}
-	m = multihashOf(c)
-	code, digest, ok := splitMultihash(m)
+	m = cids.Multihash(c)
+	code, digest, ok := cids.SplitString(m)
 	if !ok {
 		return "", 0, nil, fmt.Errorf("block %q: %w", c, errBadCID)
 	}

@@ -16,6 +16,7 @@ import (
 
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
@@ -288,7 +289,7 @@ func sectionAt(r io.ReaderAt, l *carscan.Layout, offset uint64, m string) (locat
 	if err := carscan.SectionAt(r, l, offset, carscan.Options{MaxSectionBytes: 1 << 30}, buf[:], &rec); err != nil {
 		return location{}, err
 	}
-	code, digest, _ := splitMultihash(m)
+	code, digest, _ := cids.SplitString(m)
 	if rec.Code != code || !bytes.Equal(rec.Digest, digest) {
 		return location{}, fmt.Errorf("the section at offset %d is of another block than the index says", offset)
 	}

@@ -3,16 +3,15 @@ package dagstore
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 
 	"github.com/ipfs/go-cid"
 	ipld "github.com/ipfs/go-ipld-format"
-	"github.com/ipld/go-ipld-prime/datamodel"
 	"github.com/ipld/go-ipld-prime/linking"
-	cidlink "github.com/ipld/go-ipld-prime/linking/cid"
 	"github.com/ipld/go-ipld-prime/storage"
+
+	"github.com/dagstore/dagstore/internal/links"
 )
 
 // LinkSystem returns a go-ipld-prime LinkSystem that loads from the shard and stores
@@ -26,39 +25,7 @@ func (sa *ShardAccessor) LinkSystem() linking.LinkSystem {
 
 // LinkSystem is [ShardAccessor.LinkSystem].
 func (b *ShardBlockstore) LinkSystem() linking.LinkSystem {
-	lsys := cidlink.DefaultLinkSystem()
-	lsys.TrustedStorage = b.verify
-	lsys.StorageReadOpener = func(lc linking.LinkContext, l datamodel.Link) (io.Reader, error) {
-		c, err := cidOfLink(l)
-		if err != nil {
-			return nil, err
-		}
-		ctx := lc.Ctx
-		if ctx == nil { // LinkContext says that it may be zero
-			ctx = context.Background()
-		}
-		p, err := b.bytes(ctx, c)
-		if err != nil {
-			return nil, err
-		}
-		return bytes.NewReader(p), nil
-	}
-	lsys.StorageWriteOpener = func(linking.LinkContext) (io.Writer, linking.BlockWriteCommitter, error) {
-		return nil, nil, fmt.Errorf("shard %q: store a block: %w", b.sa.h.key, errors.ErrUnsupported)
-	}
-	return lsys
-}
-
-func cidOfLink(l datamodel.Link) (cid.Cid, error) {
-	switch l := l.(type) {
-	case cidlink.Link:
-		return l.Cid, nil
-	case *cidlink.Link:
-		if l != nil {
-			return l.Cid, nil
-		}
-	}
-	return cid.Undef, fmt.Errorf("load a link of type %T: only CIDs are supported", l)
+	return links.System(b.verify, b.bytes)
 }
 
 // BlockStorage is the blocks of one shard as go-ipld-prime's storage. Keys are CIDs in

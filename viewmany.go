@@ -12,6 +12,7 @@ import (
 	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/cids"
 )
 
 const (
@@ -143,8 +144,8 @@ const rowStart = 4 << 10
 func (r *manyReader) inOrder() error {
 	last := wanted{i: -1}
 	for i, c := range r.cids {
-		m := multihashOf(c)
-		code, digest, ok := splitMultihash(m)
+		m := cids.Multihash(c)
+		code, digest, ok := cids.SplitString(m)
 		served, err := true, error(nil)
 		switch {
 		case !ok:
@@ -278,7 +279,7 @@ func (r *manyReader) nextSpan() error {
 	for _, w := range these {
 		from := int(w.loc.data - first.loc.data)
 		data := buf[from : from+w.loc.size : from+w.loc.size]
-		if !read || r.b.check(multihashOf(r.cids[w.i]), data) != nil {
+		if !read || r.b.check(cids.Multihash(r.cids[w.i]), data) != nil {
 			alone = append(alone, w)
 			continue
 		}
@@ -298,7 +299,7 @@ func (r *manyReader) nextSpan() error {
 func (r *manyReader) one(w wanted) error {
 	c := r.cids[w.i]
 	p := r.alloc(w.loc.size)
-	if err := r.b.read(c, multihashOf(c), w.loc, p); err != nil {
+	if err := r.b.read(c, cids.Multihash(c), w.loc, p); err != nil {
 		return r.fn(w.i, nil, err)
 	}
 	return r.fn(w.i, p, nil)

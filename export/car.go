@@ -154,15 +154,3 @@ func (cw *carWriter) check(c cid.Cid, data []byte, depth int) error {
 	}
 	return nil
 }
-
-// identity returns the bytes that an identity CID carries.
-func identity(c cid.Cid) ([]byte, bool) {
-	if c.Prefix().MhType != mh.IDENTITY {
-		return nil, false
-	}
-	d, err := mh.Decode(c.Hash())
-	if err != nil {
-		return nil, false
-	}
-	return d.Digest, true
-}

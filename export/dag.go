@@ -8,6 +8,8 @@ import (
 
 	"github.com/ipfs/go-cid"
 	ipld "github.com/ipfs/go-ipld-format"
+
+	"github.com/dagstore/dagstore/internal/cids"
 )
 
 // DAG writes everything that can be reached from the roots, which become the roots of the
@@ -95,7 +97,7 @@ func (d *dagWalk) visit(s step) error {
 		}
 		d.seen[k] = struct{}{}
 	}
-	if data, ok := identity(s.cid); ok {
+	if data, ok := cids.Identity(s.cid); ok {
 		if err := d.read(s, data); err != nil {
 			return wrap(s, "", err)
 		}

@@ -11,10 +11,11 @@ import (
 	"github.com/ipld/go-ipld-prime/codec/dagjson"
 	"github.com/ipld/go-ipld-prime/codec/raw"
 	"github.com/ipld/go-ipld-prime/datamodel"
-	cidlink "github.com/ipld/go-ipld-prime/linking/cid"
 	"github.com/ipld/go-ipld-prime/node/basicnode"
 	"github.com/ipld/go-ipld-prime/traversal"
 	"github.com/multiformats/go-multicodec"
+
+	"github.com/dagstore/dagstore/internal/links"
 )
 
 // maxNesting bounds maps and lists within one another in one block: decoders recurse.
@@ -60,15 +61,15 @@ func linksOf(c cid.Cid, data []byte, opts *Options, depth int, out []cid.Cid) ([
 	if err := decode(nb, bytes.NewReader(data)); err != nil {
 		return out, fmt.Errorf("%w: %s: %w", ErrMalformed, code, err)
 	}
-	links, err := traversal.SelectLinks(nb.Build())
+	all, err := traversal.SelectLinks(nb.Build())
 	if err != nil {
 		return out, fmt.Errorf("%w: %s: %w", ErrMalformed, code, err)
 	}
-	if len(links) > opts.MaxBlockLinks {
+	if len(all) > opts.MaxBlockLinks {
 		return out, &LimitError{"links of one block", uint64(opts.MaxBlockLinks), c, depth}
 	}
-	for _, l := range links {
-		child, err := cidOf(l)
+	for _, l := range all {
+		child, err := links.Cid(l)
 		if err != nil {
 			return out, fmt.Errorf("%w: %s: %w", ErrMalformed, code, err)
 		}
@@ -79,12 +80,4 @@ func linksOf(c cid.Cid, data []byte, opts *Options, depth int, out []cid.Cid) ([
 
 func unknownCodec(code multicodec.Code) error {
 	return fmt.Errorf("%w: %s (%#x): set UnknownAsLeaf to take such blocks for leaves", ErrUnknownCodec, code, uint64(code))
-}
-
-func cidOf(l datamodel.Link) (cid.Cid, error) {
-	cl, ok := l.(cidlink.Link)
-	if !ok || !cl.Defined() {
-		return cid.Undef, fmt.Errorf("a link that is not a CID: %T", l)
-	}
-	return cl.Cid, nil
 }

@@ -20,6 +20,9 @@ import (
 	"github.com/ipld/go-ipld-prime/traversal"
 	"github.com/ipld/go-ipld-prime/traversal/selector"
 	"github.com/multiformats/go-multicodec"
+
+	"github.com/dagstore/dagstore/internal/cids"
+	"github.com/dagstore/dagstore/internal/links"
 )
 
 // Selector writes the blocks that a walk from root by an IPLD selector loads, in the order
@@ -88,7 +91,7 @@ func (s *selectorWalk) walk(root cid.Cid, sel selector.Selector) error {
 	last := root
 	err = progress.WalkAdv(n, sel, func(p traversal.Progress, _ datamodel.Node, _ traversal.VisitReason) error {
 		if p.LastBlock.Link != nil {
-			if c, err := cidOf(p.LastBlock.Link); err == nil {
+			if c, err := links.Cid(p.LastBlock.Link); err == nil {
 				last = c
 			}
 		}
@@ -130,7 +133,7 @@ func (s *selectorWalk) end(err error) error {
 
 // decoder returns the decoder of a link's codec.
 func (s *selectorWalk) decoder(l datamodel.Link) (codec.Decoder, error) {
-	c, err := cidOf(l)
+	c, err := links.Cid(l)
 	if err != nil {
 		return nil, err
 	}
@@ -157,13 +160,13 @@ func (s *selectorWalk) decoder(l datamodel.Link) (codec.Decoder, error) {
 
 // open loads a block, checks it, and writes it.
 func (s *selectorWalk) open(lc linking.LinkContext, l datamodel.Link) (io.Reader, error) {
-	c, err := cidOf(l)
+	c, err := links.Cid(l)
 	if err != nil {
 		return nil, err
 	}
 	at := step{c, len(lc.LinkPath.Segments())}
 	s.cw.res.Links++
-	if data, ok := identity(c); ok {
+	if data, ok := cids.Identity(c); ok {
 		return bytes.NewReader(data), nil
 	}
 	var block []byte

@@ -15,6 +15,7 @@ import (
 	"github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/cids"
 )
 
 // What [Build] finds wrong with a file is an [*SourceError] of one of these kinds.
@@ -255,7 +256,7 @@ func claims(it carindex.IterableIndex, limit uint64) (offsets []uint64, set clai
 	}
 	set.seed = maphash.MakeSeed()
 	err = it.ForEach(func(mh multihash.Multihash, offset uint64) error {
-		code, digest, ok := splitMultihash(mh)
+		code, digest, ok := cids.Split(mh)
 		if !ok {
 			return fmt.Errorf("%w: entry %d is not a multihash", ErrBadIndex, len(offsets))
 		}
@@ -320,7 +321,7 @@ func (s *sectionReader) readAll(ctx context.Context, offsets []uint64, progress 
 func ImportIndex(idx carindex.IterableIndex) (*Draft, error) {
 	var d drafter
 	err := idx.ForEach(func(mh multihash.Multihash, offset uint64) error {
-		code, digest, ok := splitMultihash(mh)
+		code, digest, ok := cids.Split(mh)
 		if !ok {
 			return fmt.Errorf("%w: entry %d is not a multihash", ErrBadIndex, d.n)
 		}

@@ -12,6 +12,8 @@ import (
 	carindex "github.com/ipld/go-car/v2/index"
 	"github.com/multiformats/go-multicodec"
 	"github.com/multiformats/go-multihash"
+
+	"github.com/dagstore/dagstore/internal/cids"
 )
 
 var _ carindex.IterableIndex = (*ShardIndex)(nil)
@@ -291,7 +293,7 @@ func (x *foreignIndex) Unmarshal(io.Reader) error { return ErrImmutable }
 func (x *foreignIndex) Load([]carindex.Record) error { return ErrImmutable }
 
 func (x *foreignIndex) GetAll(c cid.Cid, fn func(uint64) bool) error {
-	code, digest, ok := splitMultihash(c.Hash())
+	code, digest, ok := cids.Split(c.Hash())
 	if !ok {
 		return fmt.Errorf("index: %v holds no multihash", c)
 	}

@@ -14,6 +14,7 @@ import (
 	ds "github.com/ipfs/go-datastore"
 	"github.com/multiformats/go-multihash"
 
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -137,7 +138,7 @@ func (v *MemInverted) collect(ctx context.Context, it MultihashIterator) ([]*seg
 				return err
 			}
 		}
-		_, digest, ok := splitMultihash(mh)
+		_, digest, ok := cids.Split(mh)
 		if !ok {
 			return fmt.Errorf("multihash %d is not one: %x", n, []byte(mh[:min(len(mh), 64)]))
 		}
@@ -385,7 +386,7 @@ func (v *MemInverted) GetShardsForMultihash(ctx context.Context, h multihash.Mul
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	_, digest, ok := splitMultihash(h)
+	_, digest, ok := cids.Split(h)
 	if !ok {
 		return nil, fmt.Errorf("top-level index: not a multihash: %x", []byte(h[:min(len(h), 64)]))
 	}

@@ -9,8 +9,6 @@ import (
 	"sync"
 	"unsafe"
 
-	"github.com/multiformats/go-multihash"
-
 	"github.com/dagstore/dagstore/internal/planted"
 )
 
@@ -18,23 +16,6 @@ import (
 type pageBuffer [2 << 10]byte
 
 var pageBuffers = sync.Pool{New: func() any { return new(pageBuffer) }}
-
-// splitMultihash takes a binary multihash apart. Like go-multihash it wants the
-// digest to fill the rest exactly.
-func splitMultihash(mh []byte) (code uint64, digest []byte, ok bool) {
-	if len(mh) == 34 && mh[0] == multihash.SHA2_256 && mh[1] == 32 {
-		return multihash.SHA2_256, mh[2:], true
-	}
-	code, n := binary.Uvarint(mh)
-	if n <= 0 {
-		return 0, nil, false
-	}
-	size, m := binary.Uvarint(mh[n:])
-	if m <= 0 || size != uint64(len(mh)-n-m) {
-		return 0, nil, false
-	}
-	return code, mh[n+m:], true
-}
 
 // finding is the answer of search.
 type finding struct {

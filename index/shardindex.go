@@ -12,6 +12,7 @@ import (
 
 	"github.com/multiformats/go-multihash"
 
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -375,7 +376,7 @@ func (it indexMultihashes) ForEach(visit func(mh multihash.Multihash) error) err
 // group splits a multihash and returns the group that would hold it, nil if there is
 // none.
 func (c *indexCore) group(mh []byte) (*group, []byte, error) {
-	code, digest, ok := splitMultihash(mh)
+	code, digest, ok := cids.Split(mh)
 	if !ok {
 		return nil, nil, fmt.Errorf("index: %d bytes that are not a multihash: %x", len(mh), mh[:min(len(mh), 64)])
 	}
@@ -406,7 +407,7 @@ func (c *indexCore) group(mh []byte) (*group, []byte, error) {
 func (x *ShardIndex) draft() (*Draft, error) {
 	var d drafter
 	err := x.Entries(func(mh multihash.Multihash, e Entry) error {
-		code, digest, _ := splitMultihash(mh)
+		code, digest, _ := cids.Split(mh)
 		e.Size = max(e.Size, 0)
 		return d.add(code, digest, e)
 	})

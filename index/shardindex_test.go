@@ -22,6 +22,7 @@ import (
 
 	"github.com/dagstore/dagstore/internal/carscan"
 	"github.com/dagstore/dagstore/internal/carscan/hostile"
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -37,7 +38,7 @@ func draftRecords(tb testing.TB, records []record) *Draft {
 	var d drafter
 	payload := uint64(0)
 	for _, r := range records {
-		code, digest, ok := splitMultihash([]byte(r.mh))
+		code, digest, ok := cids.Split([]byte(r.mh))
 		if !ok {
 			tb.Fatalf("not a multihash: %x", r.mh)
 		}
@@ -121,7 +122,7 @@ func TestIndexAgainstMap(t *testing.T) {
 		}
 		var d drafter
 		for _, r := range records {
-			code, digest, _ := splitMultihash([]byte(r.mh))
+			code, digest, _ := cids.Split([]byte(r.mh))
 			if err := d.add(code, digest, r.e); err != nil {
 				t.Fatal(err)
 			}
@@ -168,7 +169,7 @@ func checkAgainst(t *rapid.T, x *ShardIndex, want map[string][]Entry) {
 		for _, delta := range []byte{1, 0xff} {
 			near := []byte(mh)
 			near[len(near)-1] += delta
-			if _, _, ok := splitMultihash(near); !ok || want[string(near)] != nil {
+			if _, _, ok := cids.Split(near); !ok || want[string(near)] != nil {
 				continue
 			}
 			if _, found, err := x.FindMultihash(near); found || err != nil {

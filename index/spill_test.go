@@ -17,6 +17,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/dagstore/dagstore/internal/carscan/hostile"
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/internal/fsio/fsiotest"
 	"github.com/dagstore/dagstore/shard"
@@ -42,7 +43,7 @@ func spillTo(r *FSIndexRepo, budget, block, fanIn int) *spill {
 
 func addAll(d *drafter, records []record) error {
 	for _, r := range records {
-		code, digest, _ := splitMultihash([]byte(r.mh))
+		code, digest, _ := cids.Split([]byte(r.mh))
 		if err := d.add(code, digest, r.e); err != nil {
 			return err
 		}

@@ -9,6 +9,7 @@ import (
 	"github.com/ipfs/go-cid"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -110,11 +111,11 @@ func (b *batch) hot() (others []int) {
 		}
 	}()
 	for i, c := range b.cids {
-		if digest, ok := identity(c); ok {
+		if digest, ok := cids.Identity(c); ok {
 			b.tell(i, digest, nil)
 			continue
 		}
-		e := b.bs.cache.places.of(multihashOf(c))
+		e := b.bs.cache.places.of(cids.Multihash(c))
 		switch {
 		case e == nil:
 			others = append(others, i)
@@ -180,7 +181,7 @@ func (b *batch) willing(w *wanted, s *reading) []shard.Key {
 		return keys
 	}
 	return slices.DeleteFunc(keys, func(key shard.Key) bool {
-		_, why := b.bs.failures.of(key, multihashOf(s.c))
+		_, why := b.bs.failures.of(key, cids.Multihash(s.c))
 		if why != nil {
 			w.failed = append(w.failed, why)
 		}
@@ -340,13 +341,13 @@ func (b *batch) readGroup(o *opener, g *group) {
 // group the blocks that were not served, and returns why.
 func (b *batch) view(e *entry, g *group) (errs []error) {
 	defer e.release()
-	cids := make([]cid.Cid, len(g.indices))
+	mine := make([]cid.Cid, len(g.indices))
 	for k, i := range g.indices {
-		cids[k] = b.cids[i]
+		mine[k] = b.cids[i]
 	}
-	told := make([]bool, len(cids))
+	told := make([]bool, len(mine))
 	var left []int
-	err := viewMany(b.ctx, e.bs, cids, func(k int, data []byte, err error) error {
+	err := viewMany(b.ctx, e.bs, mine, func(k int, data []byte, err error) error {
 		i := g.indices[k]
 		told[k] = true
 		if err != nil {
@@ -354,7 +355,7 @@ func (b *batch) view(e *entry, g *group) (errs []error) {
 			return nil
 		}
 		if b.blocks[i].sole {
-			b.bs.cache.places.note(multihashOf(b.cids[i]), e)
+			b.bs.cache.places.note(cids.Multihash(b.cids[i]), e)
 		}
 		b.tell(i, data, nil)
 		return b.stop

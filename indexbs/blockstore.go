@@ -12,9 +12,9 @@ import (
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 	blockstore "github.com/ipfs/go-ipfs-blockstore"
-	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -79,7 +79,7 @@ func (bs *IndexBackedBlockstore) Close() error {
 
 // Get returns a block.
 func (bs *IndexBackedBlockstore) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
-	if digest, ok := identity(c); ok {
+	if digest, ok := cids.Identity(c); ok {
 		return blocks.NewBlockWithCid(digest, c)
 	}
 	var blk blocks.Block
@@ -96,7 +96,7 @@ func (bs *IndexBackedBlockstore) Get(ctx context.Context, c cid.Cid) (blocks.Blo
 // GetSize returns the length of a block, which it does not read. With an error the
 // length is 0, as it was with the predecessor.
 func (bs *IndexBackedBlockstore) GetSize(ctx context.Context, c cid.Cid) (int, error) {
-	if digest, ok := identity(c); ok {
+	if digest, ok := cids.Identity(c); ok {
 		return len(digest), nil
 	}
 	size := 0
@@ -113,7 +113,7 @@ func (bs *IndexBackedBlockstore) GetSize(ctx context.Context, c cid.Cid) (int, e
 // View calls fn once with the bytes of a block, which are valid during the call only
 // and must not be changed. An error of fn is returned as it is.
 func (bs *IndexBackedBlockstore) View(ctx context.Context, c cid.Cid, fn func([]byte) error) error {
-	if digest, ok := identity(c); ok {
+	if digest, ok := cids.Identity(c); ok {
 		return fn(digest)
 	}
 	var ofFn error
@@ -145,7 +145,7 @@ func view(ctx context.Context, b dagstore.ReadBlockstore, c cid.Cid, fn func([]b
 // Has says whether some shard that the policy takes holds the block. It opens no
 // shard.
 func (bs *IndexBackedBlockstore) Has(ctx context.Context, c cid.Cid) (bool, error) {
-	if _, ok := identity(c); ok {
+	if _, ok := cids.Identity(c); ok {
 		return true, nil
 	}
 	s := newReading(c)
@@ -167,18 +167,6 @@ func (bs *IndexBackedBlockstore) Has(ctx context.Context, c cid.Cid) (bool, erro
 		return false, nil
 	}
 	return false, selectorError(c, err)
-}
-
-// identity returns the bytes that an identity CID carries.
-func identity(c cid.Cid) ([]byte, bool) {
-	if m := multihashOf(c); m == "" || m[0] != mh.IDENTITY {
-		return nil, false
-	}
-	d, err := mh.Decode(c.Hash())
-	if err != nil {
-		return nil, false
-	}
-	return d.Digest, true
 }
 
 // HashOnRead does nothing: whether blocks are verified is the store's to say.

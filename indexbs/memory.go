@@ -10,6 +10,7 @@ import (
 	ipld "github.com/ipfs/go-ipld-format"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -148,7 +149,7 @@ func (a *absences) slot(m string) *atomic.Pointer[absence] {
 
 // of returns the error of a block that is known not to be there.
 func (a *absences) of(c cid.Cid, pos dagstore.Position) *notFoundError {
-	m := multihashOf(c)
+	m := cids.Multihash(c)
 	x := a.slot(m).Load()
 	if x == nil || x.mh != m || x.pos != pos || !time.Now().Before(x.until) {
 		return nil
@@ -164,6 +165,6 @@ func (a *absences) add(err *notFoundError) {
 	if a.keep == 0 || err.asOf.Err != nil || err.asOf.Applied.Seq == 0 {
 		return
 	}
-	m := multihashOf(err.Cid)
+	m := cids.Multihash(err.Cid)
 	a.slot(m).Store(&absence{m, err.asOf.Applied, time.Now().Add(a.keep), err})
 }

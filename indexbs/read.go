@@ -11,6 +11,7 @@ import (
 	ipld "github.com/ipfs/go-ipld-format"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -115,7 +116,7 @@ func (bs *IndexBackedBlockstore) read(ctx context.Context, c cid.Cid, op func(da
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if e := bs.cache.placed(multihashOf(c)); e != nil {
+	if e := bs.cache.placed(cids.Multihash(c)); e != nil {
 		if e.use(op) == nil {
 			return nil
 		} // or else the shard will be asked again, if the index still says so
@@ -179,7 +180,7 @@ func (bs *IndexBackedBlockstore) consider(s *reading) {
 	for _, key := range s.keys {
 		c := Candidate{Key: key, Blocks: 1}
 		if troubled {
-			last, why := bs.failures.of(key, multihashOf(s.c))
+			last, why := bs.failures.of(key, cids.Multihash(s.c))
 			if why != nil {
 				s.failed = append(s.failed, why)
 				continue
@@ -233,7 +234,7 @@ func (bs *IndexBackedBlockstore) choose(c cid.Cid, cs []Candidate) (shard.Key, e
 // could not be opened.
 func (bs *IndexBackedBlockstore) failure(key shard.Key, c cid.Cid, err error, whole bool) {
 	bs.counts.failures.Add(1)
-	if bs.failures.add(key, multihashOf(c), err, whole) {
+	if bs.failures.add(key, cids.Multihash(c), err, whole) {
 		bs.log.Warn("a shard cannot be read from", "shard", key.String(), "block", c.String(), "err", err)
 	}
 }
@@ -249,7 +250,7 @@ func (bs *IndexBackedBlockstore) readShard(ctx context.Context, s *reading, key 
 		}
 		err = e.use(op)
 		if err == nil && len(s.keys) == 1 {
-			bs.cache.places.note(multihashOf(s.c), e)
+			bs.cache.places.note(cids.Multihash(s.c), e)
 		}
 		if err == nil || ctx.Err() != nil {
 			return false, err

@@ -7,9 +7,9 @@ import (
 
 	"github.com/ipfs/go-cid"
 	ds "github.com/ipfs/go-datastore"
-	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -83,7 +83,7 @@ type storeFinder struct {
 }
 
 func (f storeFinder) AppendShardsOfCid(ctx context.Context, dst []shard.Key, c cid.Cid, fresh dagstore.Consistency) ([]shard.Key, dagstore.Position, error) {
-	m := multihashOf(c)
+	m := cids.Multihash(c)
 	return f.AppendShards(ctx, dst, unsafe.Slice(unsafe.StringData(m), len(m)), fresh) // which does not change it
 }
 
@@ -148,22 +148,3 @@ func (f *finder) asOf(pos dagstore.Position, err error) (fresh dagstore.Freshnes
 
 // isNowhere says that a lookup's error means that there is no such block.
 func isNowhere(err error) bool { return isAbsent(err) || errors.Is(err, ds.ErrNotFound) }
-
-// multihashOf returns the multihash within a CID's binary form, without copying.
-func multihashOf(c cid.Cid) string {
-	s := c.KeyString()
-	if len(s) == 34 && s[0] == mh.SHA2_256 && s[1] == 32 {
-		return s // CIDv0
-	}
-	for range 2 { // version and codec
-		i := 0
-		for i < len(s) && s[i] >= 0x80 {
-			i++
-		}
-		if i++; i > len(s) {
-			return ""
-		}
-		s = s[i:]
-	}
-	return s
-}

@@ -37,8 +37,8 @@ type Options struct {
 	// MergeShare is the part of the time that a merge may work while nothing is
 	// behind: 1 does not pause, 0 means ½. It never pauses when runs pile up.
 	MergeShare float64
-	// RestAfter is when an index that nothing is added to merges what is left, to two
-	// runs at most; 0 means 2 s, negative never.
+	// RestAfter is when an index that nothing is added to merges what is left, to few
+	// runs ([Rest]); 0 means 2 s, negative never.
 	RestAfter time.Duration
 	// Spawn runs the merges; nil: go.
 	Spawn func(func())

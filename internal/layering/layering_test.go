@@ -39,11 +39,13 @@ type entry struct {
 //	3   projection
 //	2   fsm      journal      index      mount      throttle
 //	1   internal/cache   internal/carscan
-//	0   shard    internal/ranges   internal/updown   internal/planted   ←   internal/fsio
+//	0   shard    internal/ranges   internal/updown   internal/cids   internal/links   internal/planted   ←   internal/fsio
 var table = map[string]entry{
 	"shard":           {layer: 0},
 	"internal/ranges": {layer: 0},
 	"internal/updown": {layer: 0},
+	"internal/cids":   {layer: 0},
+	"internal/links":  {layer: 0},
 	// Imported by whoever has a mistake to make on purpose.
 	"internal/planted": {layer: 0},
 	"internal/fsio":    {layer: 0, onTop: []string{"internal/planted"}},
