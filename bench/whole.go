@@ -118,71 +118,91 @@ func walks(ctx context.Context, dir string, car carFile, f *os.File, open *close
 		if err != nil {
 			return nil, err
 		}
-		blocks, err := acc.Blockstore()
+		ours, err := ourWalks(ctx, car, acc, how)
 		if err != nil {
 			return nil, err
 		}
-		bs := blocks.(*dagstore.ShardBlockstore)
-		all = append(all, pass{"dagstore: View of each, " + how, "every CID looked up in the order of the file, its block read and looked at", func() error {
+		all = append(all, ours...)
+		if !verified {
+			all = append(all, pass{"dagstore: Reader", "the bytes of the file through the accessor, in pieces of 1 MiB", readerWalk(car, acc)})
+		}
+	}
+	for _, trusted := range []bool{true, false} {
+		how := map[bool]string{true: "unverified", false: "verified"}[trusted]
+		all = append(all, pass{"go-car BlockReader, " + how, "Next until the end, over a buffer of 1 MiB; needs no index and finds no block by its CID", blockReaderWalk(car, f, trusted)})
+	}
+	return all, nil
+}
+
+// ourWalks read the blocks by their CIDs, one by one and a thousand at a time.
+func ourWalks(ctx context.Context, car carFile, acc *dagstore.ShardAccessor, how string) ([]pass, error) {
+	blocks, err := acc.Blockstore()
+	if err != nil {
+		return nil, err
+	}
+	bs := blocks.(*dagstore.ShardBlockstore)
+	return []pass{
+		{"dagstore: View of each, " + how, "every CID looked up in the order of the file, its block read and looked at", func() error {
 			for _, c := range car.cids {
 				if err := acc.View(ctx, c, func(p []byte) error { return wantLength(len(p)) }); err != nil {
 					return err
 				}
 			}
 			return nil
-		}})
-		all = append(all, pass{"dagstore: ViewMany, " + how, "1,000 CIDs at a time, in the order of the file", func() error {
+		}},
+		{"dagstore: ViewMany, " + how, "1,000 CIDs at a time, in the order of the file", func() error {
 			for some := range slices.Chunk(car.cids, 1000) {
 				if err := bs.ViewMany(ctx, some, func(_ int, p []byte, err error) error { return errors.Join(err, wantLength(len(p))) }); err != nil {
 					return err
 				}
 			}
 			return nil
-		}}, pass{"dagstore: GetMany, " + how, "the same, into memory of its own", func() error {
+		}},
+		{"dagstore: GetMany, " + how, "the same, into memory of its own", func() error {
 			for some := range slices.Chunk(car.cids, 1000) {
 				if _, err := bs.GetMany(ctx, some); err != nil {
 					return err
 				}
 			}
 			return nil
-		}})
-		if !verified {
-			all = append(all, pass{"dagstore: Reader", "the bytes of the file through the accessor, in pieces of 1 MiB", func() error {
-				n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{acc.Reader()}, make([]byte, bufferLen))
-				if err == nil && n != car.size {
-					err = io.ErrUnexpectedEOF
-				}
-				return err
-			}})
+		}},
+	}, nil
+}
+
+func readerWalk(car carFile, acc *dagstore.ShardAccessor) func() error {
+	return func() error {
+		n, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, struct{ io.Reader }{acc.Reader()}, make([]byte, bufferLen))
+		if err == nil && n != car.size {
+			err = io.ErrUnexpectedEOF
 		}
+		return err
 	}
-	for _, trusted := range []bool{true, false} {
-		how := map[bool]string{true: "unverified", false: "verified"}[trusted]
-		all = append(all, pass{"go-car BlockReader, " + how, "Next until the end, over a buffer of 1 MiB; needs no index and finds no block by its CID", func() error {
-			br, err := carv2.NewBlockReader(bufio.NewReaderSize(io.NewSectionReader(f, 0, car.size), bufferLen), carv2.WithTrustedCAR(trusted))
+}
+
+func blockReaderWalk(car carFile, f *os.File, trusted bool) func() error {
+	return func() error {
+		br, err := carv2.NewBlockReader(bufio.NewReaderSize(io.NewSectionReader(f, 0, car.size), bufferLen), carv2.WithTrustedCAR(trusted))
+		if err != nil {
+			return err
+		}
+		n := 0
+		for ; ; n++ {
+			b, err := br.Next()
+			if err == io.EOF {
+				break
+			}
+			if err == nil {
+				err = wantLength(len(b.RawData()))
+			}
 			if err != nil {
 				return err
 			}
-			n := 0
-			for ; ; n++ {
-				b, err := br.Next()
-				if err == io.EOF {
-					break
-				}
-				if err == nil {
-					err = wantLength(len(b.RawData()))
-				}
-				if err != nil {
-					return err
-				}
-			}
-			if n != len(car.cids) {
-				return fmt.Errorf("%d blocks, want %d", n, len(car.cids))
-			}
-			return nil
-		}})
+		}
+		if n != len(car.cids) {
+			return fmt.Errorf("%d blocks, want %d", n, len(car.cids))
+		}
+		return nil
 	}
-	return all, nil
 }
 
 func indexings(ctx context.Context, dir string, car carFile, f *os.File) ([]pass, error) {
