@@ -38,7 +38,7 @@ type entry struct {
 //	4   root   ←   indexbs   gateway   status      export
 //	3   projection
 //	2   fsm      journal      index      mount      throttle
-//	1   internal/cache   internal/carscan
+//	1   internal/cache   internal/carscan   internal/mapped
 //	0   shard    internal/ranges   internal/updown   internal/cids   internal/links   internal/planted   ←   internal/fsio
 var table = map[string]entry{
 	"shard":           {layer: 0},
@@ -52,6 +52,7 @@ var table = map[string]entry{
 
 	"internal/cache":   {layer: 1},
 	"internal/carscan": {layer: 1},
+	"internal/mapped":  {layer: 1},
 
 	"fsm":      {layer: 2},
 	"journal":  {layer: 2},
