@@ -63,19 +63,21 @@ type stripe struct {
 	_       [64 - 8 - 8]byte // a cache line of its own
 }
 
-// entry is an open accessor.
+// entry is an open accessor. What a read touches comes first, and lies in one cache
+// line: those of a thousand shards are not at hand.
 type entry struct {
-	key  shard.Key
-	acc  *dagstore.ShardAccessor
-	bs   dagstore.ReadBlockstore
-	refs atomic.Int32
-
-	used  atomic.Int64 // last, in ns from accessorCache.began
-	stamp int64        // used when it was placed in the heap; guarded by accessorCache.mu
-	at    int          // where it is in the heap; -1: not in the cache
-
+	bs     dagstore.ReadBlockstore
+	refs   atomic.Int32
 	number uint16        // among places; 0: none. It stays the same.
+	used   atomic.Int64  // last, in ns from accessorCache.began
 	hits   atomic.Uint64 // uses after the first
+
+	key   shard.Key
+	acc   *dagstore.ShardAccessor
+	stamp int64 // used when it was placed in the heap; guarded by accessorCache.mu
+	at    int   // where it is in the heap; -1: not in the cache
+
+	_ [128 - 80]byte
 }
 
 // flight is an acquire in progress.
