@@ -32,11 +32,12 @@ func newReadBench(b *testing.B) *readBench {
 	return r
 }
 
-// each runs do over the shard read by system calls and mapped, verified and not.
+// each runs do over the shard read by system calls and mapped, verified and not. Mapped
+// is the default, for what was read before, which is nearly all.
 func (r *readBench) each(b *testing.B, do func(b *testing.B, bs *ShardBlockstore)) {
 	for _, mapped := range []bool{false, true} {
 		for _, verify := range []bool{false, true} {
-			s := openBench(b, b.TempDir(), WithConfig(func(c *Config) { c.SkipVerifyOnRead, c.MapSources = !verify, mapped }))
+			s := openBench(b, b.TempDir(), WithConfig(func(c *Config) { c.SkipVerifyOnRead, c.SkipMapSources = !verify, !mapped }))
 			acc, err := s.AcquireShardSync(context.Background(), registerBench(b, s, "shard", r.path), AcquireOpts{})
 			if err != nil {
 				b.Fatal(err)

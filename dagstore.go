@@ -132,13 +132,13 @@ type Config struct {
 	SkipVerifyOnIndex bool
 	// SkipVerifyOnRead serves blocks without hashing them.
 	SkipVerifyOnRead bool
-	// MapSources reads the files of file mounts through a mapping, as the store's own
-	// copies are, and not by system calls, which take longer than all else that a read
-	// of a small block does. A file that is cut short or cannot be read under its
-	// mapping gives an error and not a signal. Leave it off for files on network file
-	// systems, and where address space or the number of mappings is short: each open
-	// shard takes one.
-	MapSources bool
+	// SkipMapSources reads the files of file mounts by system calls only. Without it
+	// small blocks that were read within the last seconds, and so are in the kernel's
+	// memory, are read again through a mapping of the file, which takes half as long.
+	// A file that is cut short or cannot be read under its mapping gives an error and
+	// not a signal, files on network file systems are never mapped, and there are at
+	// most 8,192 mappings. Set it where address space is short.
+	SkipMapSources bool
 	// MaxSectionSize is the largest CAR section in bytes that is accepted; 0 means
 	// the scanner's default of 32 MiB.
 	MaxSectionSize uint64

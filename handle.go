@@ -5,11 +5,11 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"runtime/debug"
 	"sync"
 	"sync/atomic"
 
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/mapped"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -25,8 +25,9 @@ type handle struct {
 	r     io.ReaderAt
 	size  int64
 	src   *source
-	data  []byte // the source mapped, if it may be; else nil
+	data  []byte // the source mapped, if it is a copy of the store's own; else nil
 	unmap func() error
+	file  *mapped.File // the source, if it is a file of others that may be mapped
 	ahead readahead
 	index finder
 
@@ -42,16 +43,15 @@ type handle struct {
 
 const shutBias = -1 << 62
 
-// newHandle joins a source and an index. Files that others own are read by system
-// calls, for they may shrink under a mapping, unless mapped is set.
-func newHandle(key shard.Key, src *source, f finder, mapped bool) *handle {
+// newHandle joins a source and an index. Files of others are read through a mapping
+// only if mapFiles is set, and as package mapped has it.
+func newHandle(key shard.Key, src *source, f finder, mapFiles bool) *handle {
 	h := &handle{key: key, r: src.Reader, size: src.size, src: src, index: f, off: make(chan struct{})}
 	h.users.Store(1)
-	m, ok := src.Reader.(fsio.Mapper)
-	if f, isFile := src.Reader.(*os.File); isFile && mapped {
-		m, ok = fsio.MapperOf(f)
+	if f, ok := src.Reader.(*os.File); ok && mapFiles {
+		h.file = mapped.NewFile(f, src.size)
 	}
-	if ok {
+	if m, ok := src.Reader.(fsio.Mapper); ok {
 		if data, unmap, err := m.Map(); err == nil {
 			h.data, h.unmap = data, unmap
 		}
@@ -97,6 +97,9 @@ func (h *handle) close() {
 	if h.unmap != nil {
 		h.unmap()
 	}
+	if h.file != nil {
+		h.file.Close()
+	}
 	h.src.Close()
 }
 
@@ -124,32 +127,21 @@ func (h *handle) readAt(p []byte, off int64) error {
 	if off < 0 || off > h.size-int64(len(p)) {
 		return fmt.Errorf("%d bytes at %d lie outside the source of %d bytes", len(p), off, h.size)
 	}
-	if off+int64(len(p)) <= int64(len(h.data)) && copyMapped(p, h.data[off:]) {
+	if off+int64(len(p)) <= int64(len(h.data)) && mapped.Copy(p, h.data[off:]) {
+		return nil
+	}
+	if h.file != nil && h.file.Read(p, off) {
 		return nil
 	}
 	n, err := h.ahead.readAt(h.r, p, off)
 	if n == len(p) {
+		if h.file != nil {
+			h.file.Note(off, n)
+		}
 		return nil
 	}
 	if err == nil || errors.Is(err, io.EOF) {
 		return fmt.Errorf("the source ends after %d of %d bytes: %w", n, len(p), io.ErrUnexpectedEOF)
 	}
 	return err
-}
-
-// copyMapped copies out of a mapping. It returns false if the mapping cannot be read
-// there: the file was cut off underneath, or its disk fails. Reading the file says which.
-func copyMapped(p, data []byte) (ok bool) {
-	old := debug.SetPanicOnFault(true)
-	defer func() {
-		debug.SetPanicOnFault(old)
-		if r := recover(); r != nil {
-			if _, ok := r.(interface{ Addr() uintptr }); !ok {
-				panic(r)
-			}
-			ok = false
-		}
-	}()
-	copy(p, data)
-	return true
 }

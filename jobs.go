@@ -570,7 +570,7 @@ func (j *job) open(ctx context.Context) *completion {
 		}
 		return &completion{err: fmt.Errorf("the source is not what was indexed: %w", err), fault: fault}
 	}
-	h := newHandle(j.key, r, f, j.d.cfg.MapSources)
+	h := newHandle(j.key, r, f, !j.d.cfg.SkipMapSources)
 	h.copied = !j.direct
 	ok = true
 	return &completion{handle: h}

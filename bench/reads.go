@@ -75,16 +75,16 @@ func readers(ctx context.Context, cfg config, dir string, car carFile, open *clo
 		{"pread", "ReadAt of 1 KiB at a known place; the baseline", preads(f, car, order, false)},
 		{"pread + SHA-256", "the same, and its hash compared", preads(f, car, order, true)},
 	}
-	for _, mapped := range []bool{false, true} {
+	for _, calls := range []bool{true, false} {
 		for _, verified := range []bool{false, true} {
 			how := map[bool]string{false: "unverified", true: "verified"}[verified]
 			does := map[bool]string{false: "hashing turned off (SkipVerifyOnRead)", true: "every block is hashed, the default"}[verified]
-			reads := "read"
-			if mapped {
-				how = "mapped, " + how
-				reads = "copied out of a mapping (MapSources, and always for the store's own copies)"
+			reads := "read the first time, then copied out of a mapping, the default,"
+			if calls {
+				how = "by system calls, " + how
+				reads = "read each time (SkipMapSources)"
 			}
-			acc, err := accessor(ctx, filepath.Join(dir, how), car.path, mapped, verified, open)
+			acc, err := accessor(ctx, filepath.Join(dir, how), car.path, calls, verified, open)
 			if err != nil {
 				return nil, err
 			}
@@ -124,8 +124,8 @@ func preads(f *os.File, car carFile, order []int, hash bool) func() (operation, 
 }
 
 // accessor opens a store with the CAR as its one shard.
-func accessor(ctx context.Context, dir, path string, mapped, verify bool, open *closers) (*dagstore.ShardAccessor, error) {
-	s, err := dagstore.Open(ctx, dir, dagstore.WithConfig(func(c *dagstore.Config) { c.SkipVerifyOnRead, c.MapSources = !verify, mapped }))
+func accessor(ctx context.Context, dir, path string, calls, verify bool, open *closers) (*dagstore.ShardAccessor, error) {
+	s, err := dagstore.Open(ctx, dir, dagstore.WithConfig(func(c *dagstore.Config) { c.SkipVerifyOnRead, c.SkipMapSources = !verify, calls }))
 	if err != nil {
 		return nil, err
 	}
