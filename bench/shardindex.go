@@ -165,7 +165,7 @@ func shardIndexes(repo *index.FSIndexRepo, theirs string, car carFile, asked ask
 			}
 			return func(n int) (bool, error) { _, ok := m[asked.mh(n)]; return ok, nil }, func() error { runtime.KeepAlive(m); return nil }, nil
 		}},
-		{"dagstore", "ShardIndex.Find: used in place on disk, mapped; every page that is read is checked; yields offset and size", func() (func(int) (bool, error), func() error, error) {
+		{"dagstore", "ShardIndex.Find: used in place on disk, mapped; a page is checked when it is first used; yields offset and size", func() (func(int) (bool, error), func() error, error) {
 			x, err := repo.OpenIndex(theShard, 1)
 			if err != nil {
 				return nil, nil, err
