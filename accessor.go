@@ -27,6 +27,7 @@ type ShardAccessor struct {
 	closed atomic.Bool
 	used   atomic.Bool // the caller has it in hand
 	onUse  atomic.Pointer[func() bool]
+	end    atomic.Pointer[chan struct{}] // closed by Close, if anybody waits for it
 }
 
 // newAccessor hands out a reference that the machine has counted.
@@ -107,6 +108,9 @@ func (sa *ShardAccessor) Close() error {
 		return nil
 	}
 	sa.inHand()
+	if end := sa.end.Swap(nil); end != nil {
+		close(*end)
+	}
 	if sa.loop == nil {
 		sa.h.release()
 		return nil
@@ -114,6 +118,20 @@ func (sa *ShardAccessor) Close() error {
 	sa.h.release()
 	sa.loop.release(sa.lv)
 	return nil
+}
+
+// ended returns a channel that Close closes. Whoever asks after Close may get one that
+// nothing closes, and looks at closed next.
+func (sa *ShardAccessor) ended() <-chan struct{} {
+	for {
+		if end := sa.end.Load(); end != nil {
+			return *end
+		}
+		end := make(chan struct{})
+		if sa.end.CompareAndSwap(nil, &end) {
+			return end
+		}
+	}
 }
 
 // inHand notes that the caller received the accessor.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"sync"
 
 	blocks "github.com/ipfs/go-block-format"
@@ -91,8 +92,9 @@ func (b *ShardBlockstore) blame(c cid.Cid, m string, loc location, err error) er
 	switch {
 	case lerr != nil && !ipld.IsNotFound(lerr):
 		return lerr
-	case errors.Is(err, ErrBlockCorrupt) && lerr == nil && now == loc:
-		b.sa.noteCorrupt()
+	case lerr != nil || now != loc:
+	case errors.Is(err, ErrBlockCorrupt), errors.Is(err, io.ErrUnexpectedEOF):
+		b.sa.noteBadCopy(err)
 	}
 	return &BlockError{Shard: b.sa.h.key, Cid: c, Offset: loc.data, Err: err}
 }
@@ -235,6 +237,7 @@ func (b *ShardBlockstore) readOnly(op string) error {
 // multihash, in no particular order and without duplicates. The channel closes when
 // all were sent, or ctx or the accessor ended.
 func (b *ShardBlockstore) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
+	ended := b.sa.ended()
 	if err := b.sa.enter(); err != nil {
 		return nil, err
 	}
@@ -257,6 +260,8 @@ func (b *ShardBlockstore) AllKeysChan(ctx context.Context) (<-chan cid.Cid, erro
 				return nil
 			case <-ctx.Done():
 				return ctx.Err()
+			case <-ended:
+				return ErrClosed
 			case <-h.off:
 				return ErrClosed
 			}
@@ -275,12 +280,12 @@ func (sa *ShardAccessor) noteDamage(err error) {
 	sa.loop.damaged(sa.lv, sa.h, fsm.FaultIndex, err)
 }
 
-// noteCorrupt has a local copy fetched afresh whose bytes are not what was indexed,
-// once per handle. If blocks were not hashed when they were indexed, the source may
-// be as bad, and nothing is done.
-func (sa *ShardAccessor) noteCorrupt() {
-	if sa.loop == nil || !sa.h.copied || sa.loop.d.cfg.SkipVerifyOnIndex || sa.h.reported.Swap(true) {
+// noteBadCopy has a local copy fetched afresh that was cut off, or whose bytes are not
+// what was indexed, once per handle. If blocks were not hashed when they were indexed,
+// the source's bytes may be as bad, and nothing is done about those.
+func (sa *ShardAccessor) noteBadCopy(err error) {
+	if sa.loop == nil || !sa.h.copied || sa.loop.d.cfg.SkipVerifyOnIndex && errors.Is(err, ErrBlockCorrupt) || sa.h.reported.Swap(true) {
 		return
 	}
-	sa.loop.damaged(sa.lv, sa.h, fsm.FaultCopy, ErrBlockCorrupt)
+	sa.loop.damaged(sa.lv, sa.h, fsm.FaultCopy, err)
 }

@@ -15,6 +15,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/ipfs/go-cid"
@@ -430,6 +431,23 @@ func TestAllKeysChanEnds(t *testing.T) {
 		wantState(t, d, k, dagstore.ShardStateAvailable)
 		for range keys { // what is left, if anything, ends
 		}
+		others, acc := acquire(t, d, k), acquire(t, d, k) // of one handle, which stays open
+		if keys, err = blockstore(t, acc).AllKeysChan(background); err != nil {
+			t.Fatal(err)
+		}
+		<-keys
+		synctest.Wait() // it waits for somebody to receive the next one
+		closeAll(t, acc)
+		synctest.Wait()
+		select {
+		case _, open := <-keys:
+			if open {
+				t.Error("a key after Close")
+			}
+		default:
+			t.Error("the listing goes on after Close")
+		}
+		closeAll(t, others)
 		acc = acquire(t, d, k)
 		keys, err = blockstore(t, acc).AllKeysChan(background)
 		if err != nil {

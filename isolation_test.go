@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -150,9 +151,18 @@ func firstBlock(t *testing.T, car []byte) (cid.Cid, int) {
 	return c, at + n - 1
 }
 
-// Proves C10 (copy), F21: rot in a local copy of the store's is an error once, and
-// the copy is fetched afresh.
+// Proves C10 (copy), F21: rot in a local copy of the store's, or its end cut off, is an
+// error once, and the copy is fetched afresh.
 func TestRottenCopyIsFetchedAfresh(t *testing.T) {
+	t.Run("rotten", func(t *testing.T) {
+		testBadCopy(t, dagstore.ErrBlockCorrupt, func(car []byte, last int) []byte { car[last] ^= 1; return car })
+	})
+	t.Run("cut off", func(t *testing.T) {
+		testBadCopy(t, io.ErrUnexpectedEOF, func([]byte, int) []byte { return nil })
+	})
+}
+
+func testBadCopy(t *testing.T, want error, hurt func(car []byte, last int) []byte) {
 	ctx := context.Background()
 	dir := t.TempDir()
 	open := func() *dagstore.DAGStore {
@@ -172,10 +182,13 @@ func TestRottenCopyIsFetchedAfresh(t *testing.T) {
 	if err != nil || len(copies) != 1 {
 		t.Fatalf("copies: %v %v", copies, err)
 	}
+	held, err := s.AcquireShardSync(ctx, k, dagstore.AcquireOpts{}) // it stays open
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer held.Close()
 	c, last := firstBlock(t, testdata.CarV1)
-	rotten := bytes.Clone(testdata.CarV1)
-	rotten[last] ^= 1
-	if err := os.WriteFile(copies[0], rotten, 0o600); err != nil {
+	if err := os.WriteFile(copies[0], hurt(bytes.Clone(testdata.CarV1), last), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	read := func() error {
@@ -192,7 +205,7 @@ func TestRottenCopyIsFetchedAfresh(t *testing.T) {
 		})
 	}
 	var bad *dagstore.BlockError
-	if err := read(); !errors.As(err, &bad) || !errors.Is(err, dagstore.ErrBlockCorrupt) || bad.Shard != k {
+	if err := read(); !errors.As(err, &bad) || !errors.Is(err, want) || bad.Shard != k {
 		t.Fatalf("rot was read as: %v", err)
 	}
 	s.Metrics() // the loop has heard of it

@@ -133,6 +133,9 @@ type row struct {
 	want int64 // how much to read next time: more each time
 }
 
+// aliveEvery is how many blocks are looked for between two looks at the context.
+const aliveEvery = 64
+
 // rowStart is how much of a row is read at first.
 const rowStart = 4 << 10
 
@@ -144,6 +147,11 @@ const rowStart = 4 << 10
 func (r *manyReader) inOrder() error {
 	last := wanted{i: -1}
 	for i, c := range r.cids {
+		if i%aliveEvery == aliveEvery-1 { // what is not there reads nothing, which would ask
+			if err := r.alive(); err != nil {
+				return err
+			}
+		}
 		m := cids.Multihash(c)
 		code, digest, ok := cids.SplitString(m)
 		served, err := true, error(nil)

@@ -345,6 +345,15 @@ func TestManyEnds(t *testing.T) {
 		if _, err := bs.GetMany(ctx, ask); !errors.Is(err, context.Canceled) {
 			t.Errorf("GetMany with a context that has ended: %v", err)
 		}
+		absent := make([]cid.Cid, 1000) // nothing is read for these
+		for i := range absent {
+			absent[i] = must(cid.Cast(hostile.RawCID(fmt.Append(nil, "absent", i))))
+		}
+		ctx, cancel = context.WithCancel(t.Context())
+		calls = 0
+		if err := bs.ViewMany(ctx, absent, func(int, []byte, error) error { calls++; cancel(); return nil }); err != context.Canceled || calls > 200 {
+			t.Errorf("context, of blocks that are not there: %v after %d calls", err, calls)
+		}
 		acc := must(dagstore.NewShardAccessor(&countingReader{Reader: bytes.NewReader(car)}, nil, nil))
 		closing := must(acc.Blockstore()).(*dagstore.ShardBlockstore)
 		if err := view(t.Context(), closing, acc.Close); !errors.Is(err, dagstore.ErrClosed) || calls > 200 {
