@@ -1,6 +1,7 @@
 package dagstore
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -159,7 +160,7 @@ func (r *manyReader) inOrder() error {
 		case !ok:
 			err = r.fn(i, nil, fmt.Errorf("block %q: %w", c, errBadCID))
 		case code == mh.IDENTITY:
-			err = r.fn(i, digest, nil)
+			err = r.fn(i, bytes.Clone(digest), nil) // the CID's own must not change
 		case r.row.on:
 			served, err = r.follow(i, m)
 		default:

@@ -1,6 +1,7 @@
 package indexbs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -112,7 +113,7 @@ func (b *batch) hot() (others []int) {
 	}()
 	for i, c := range b.cids {
 		if digest, ok := cids.Identity(c); ok {
-			b.tell(i, digest, nil)
+			b.tell(i, bytes.Clone(digest), nil) // the CID's own must not change
 			continue
 		}
 		e := b.bs.cache.places.of(cids.Multihash(c))

@@ -3,6 +3,7 @@
 package indexbs
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -80,7 +81,7 @@ func (bs *IndexBackedBlockstore) Close() error {
 // Get returns a block.
 func (bs *IndexBackedBlockstore) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
 	if digest, ok := cids.Identity(c); ok {
-		return blocks.NewBlockWithCid(digest, c)
+		return blocks.NewBlockWithCid(bytes.Clone(digest), c) // the CID's own must not change
 	}
 	var blk blocks.Block
 	err := bs.read(ctx, c, func(b dagstore.ReadBlockstore) (err error) {

@@ -563,3 +563,17 @@ func register(t testing.TB, d *dagstore.DAGStore, name string, car []byte) {
 		t.Fatal(err)
 	}
 }
+
+// TestIdentityBlocksAreTheCallers: whoever changes the bytes of a block that is in its
+// CID does not change the CID.
+func TestIdentityBlocksAreTheCallers(t *testing.T) {
+	d, _ := openStore(t, nil)
+	bs := newWith(t, over(d), indexbs.Options{})
+	c := cid.NewCidV1(cid.Raw, must(mh.Encode([]byte("hello"), mh.IDENTITY)))
+	was := c.String()
+	must(bs.Get(t.Context(), c)).RawData()[0] = 'J'
+	must(bs.GetMany(t.Context(), []cid.Cid{c}))[0].RawData()[0] = 'J'
+	if c.String() != was {
+		t.Errorf("%s is %s now", was, c)
+	}
+}
