@@ -51,7 +51,13 @@ func (b *ShardBlockstore) HashOnRead(enabled bool) { b.verify = enabled || b.byD
 func (b *ShardBlockstore) locate(c cid.Cid, m string, checked bool) (location, error) {
 	h := b.sa.h
 	loc, found, err := h.index.find(h.r, m, checked)
+	outside := func() bool { return loc.data < 0 || loc.size < 0 || int64(loc.size) > h.size-loc.data }
+	if err == nil && found && !checked && outside() { // the entry rotted; nobody makes room for what it says
+		loc, found, err = h.index.find(h.r, m, true)
+	}
 	switch {
+	case err == nil && found && outside():
+		return loc, &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: fmt.Errorf("%d bytes at %d lie outside the source of %d bytes", loc.size, loc.data, h.size)}
 	case err != nil:
 		b.sa.noteDamage(err)
 		return loc, &BlockError{Shard: h.key, Cid: c, Offset: -1, Err: fmt.Errorf("index: %w", err)}
@@ -246,6 +252,11 @@ func (b *ShardBlockstore) AllKeysChan(ctx context.Context) (<-chan cid.Cid, erro
 	go func() {
 		defer close(out)
 		defer h.leave()
+		defer func() { // of an index that is code of others
+			if p := recover(); p != nil {
+				b.sa.noteDamage(fmt.Errorf("panic while listing the index: %v", p))
+			}
+		}()
 		var last string
 		err := h.index.forEach(func(m mh.Multihash, _ uint64) error {
 			if string(m) == last {
