@@ -66,7 +66,7 @@ func NewShardAccessor(data mount.Reader, idx carindex.Index, s *Shard) (*ShardAc
 	if err := f.checkSource(data, size); err != nil {
 		return nil, err
 	}
-	sa := &ShardAccessor{h: newHandle(key, &source{Reader: data, size: size, cancel: func() {}}, f, false)}
+	sa := &ShardAccessor{h: newHandle(key, &source{Reader: data, size: size, cancel: func() {}}, f, nil)}
 	sa.bs = ShardBlockstore{sa: sa, verify: true, byDefault: true}
 	return sa, nil
 }

@@ -51,13 +51,15 @@ func (b *ShardBlockstore) HashOnRead(enabled bool) { b.verify = enabled || b.byD
 func (b *ShardBlockstore) locate(c cid.Cid, m string, checked bool) (location, error) {
 	h := b.sa.h
 	loc, found, err := h.index.find(h.r, m, checked)
-	outside := func() bool { return loc.data < 0 || loc.size < 0 || int64(loc.size) > h.size-loc.data }
-	if err == nil && found && !checked && outside() { // the entry rotted; nobody makes room for what it says
-		loc, found, err = h.index.find(h.r, m, true)
+	var outside error // nobody makes room for what an entry says that rotted
+	if err == nil && found {
+		if outside = h.outside(loc.data, loc.size); outside != nil && !checked {
+			return b.locate(c, m, true)
+		}
 	}
 	switch {
-	case err == nil && found && outside():
-		return loc, &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: fmt.Errorf("%d bytes at %d lie outside the source of %d bytes", loc.size, loc.data, h.size)}
+	case outside != nil:
+		return loc, &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: outside}
 	case err != nil:
 		b.sa.noteDamage(err)
 		return loc, &BlockError{Shard: h.key, Cid: c, Offset: -1, Err: fmt.Errorf("index: %w", err)}
@@ -241,7 +243,7 @@ func (b *ShardBlockstore) readOnly(op string) error {
 
 // AllKeysChan sends the CIDs of all blocks, as raw CIDv1 since blocks are found by
 // multihash, in no particular order and without duplicates. The channel closes when
-// all were sent, or ctx or the accessor ended.
+// all were sent, ctx or the accessor ended, or the index could not be read further.
 func (b *ShardBlockstore) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
 	ended := b.sa.ended()
 	if err := b.sa.enter(); err != nil {
@@ -252,11 +254,6 @@ func (b *ShardBlockstore) AllKeysChan(ctx context.Context) (<-chan cid.Cid, erro
 	go func() {
 		defer close(out)
 		defer h.leave()
-		defer func() { // of an index that is code of others
-			if p := recover(); p != nil {
-				b.sa.noteDamage(fmt.Errorf("panic while listing the index: %v", p))
-			}
-		}()
 		var last string
 		err := h.index.forEach(func(m mh.Multihash, _ uint64) error {
 			if string(m) == last {

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"sync"
 	"sync/atomic"
 
@@ -25,9 +24,7 @@ type handle struct {
 	r     io.ReaderAt
 	size  int64
 	src   *source
-	data  []byte // the source mapped, if it is a copy of the store's own; else nil
-	unmap func() error
-	file  *mapped.File // the source, if it is a file of others that may be mapped
+	file  *mapped.File // the source, if it may be mapped; else nil
 	ahead readahead
 	index finder
 
@@ -43,18 +40,13 @@ type handle struct {
 
 const shutBias = -1 << 62
 
-// newHandle joins a source and an index. Files of others are read through a mapping
-// only if mapFiles is set, and as package mapped has it.
-func newHandle(key shard.Key, src *source, f finder, mapFiles bool) *handle {
+// newHandle joins a source and an index. What of the source is in memory is read through
+// a mapping, which m makes; nil: nothing is.
+func newHandle(key shard.Key, src *source, f finder, m fsio.Mapper) *handle {
 	h := &handle{key: key, r: src.Reader, size: src.size, src: src, index: f, off: make(chan struct{})}
 	h.users.Store(1)
-	if f, ok := src.Reader.(*os.File); ok && mapFiles {
-		h.file = mapped.NewFile(f, src.size)
-	}
-	if m, ok := src.Reader.(fsio.Mapper); ok {
-		if data, unmap, err := m.Map(); err == nil {
-			h.data, h.unmap = data, unmap
-		}
+	if m != nil {
+		h.file = mapped.NewFile(m, src.size)
 	}
 	return h
 }
@@ -94,9 +86,6 @@ func (h *handle) shut() {
 
 func (h *handle) close() {
 	h.index.close()
-	if h.unmap != nil {
-		h.unmap()
-	}
 	if h.file != nil {
 		h.file.Close()
 	}
@@ -121,14 +110,19 @@ func (e *BlockError) Error() string {
 
 func (e *BlockError) Unwrap() error { return e.Err }
 
+// outside returns an error if n bytes at an offset are not all in the source.
+func (h *handle) outside(off int64, n int) error {
+	if off < 0 || n < 0 || off > h.size-int64(n) {
+		return fmt.Errorf("%d bytes at %d lie outside the source of %d bytes", n, off, h.size)
+	}
+	return nil
+}
+
 // readAt fills p from offset off, or says why it cannot. A file that has shrunk
 // ends in io.ErrUnexpectedEOF.
 func (h *handle) readAt(p []byte, off int64) error {
-	if off < 0 || off > h.size-int64(len(p)) {
-		return fmt.Errorf("%d bytes at %d lie outside the source of %d bytes", len(p), off, h.size)
-	}
-	if off+int64(len(p)) <= int64(len(h.data)) && mapped.Copy(p, h.data[off:]) {
-		return nil
+	if err := h.outside(off, len(p)); err != nil {
+		return err
 	}
 	if h.file != nil && h.file.Read(p, off) {
 		return nil

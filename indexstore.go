@@ -421,7 +421,14 @@ func (f *carFinder) find(r io.ReaderAt, m string, _ bool) (loc location, found b
 
 func (f *carFinder) payloadEnd() int64 { return int64(f.layout.DataOffset + f.layout.DataSize) }
 
-func (f *carFinder) forEach(visit func(mh.Multihash, uint64) error) error {
+// forEach is called on a goroutine of the store's, which a panic in code of others must
+// not end.
+func (f *carFinder) forEach(visit func(mh.Multihash, uint64) error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("listing the index: panic: %v", p)
+		}
+	}()
 	it, ok := f.idx.(carindex.IterableIndex)
 	if !ok {
 		return errNotIterable

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"runtime/debug"
 	"syscall"
 	"time"
@@ -13,6 +14,7 @@ import (
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
@@ -570,10 +572,27 @@ func (j *job) open(ctx context.Context) *completion {
 		}
 		return &completion{err: fmt.Errorf("the source is not what was indexed: %w", err), fault: fault}
 	}
-	h := newHandle(j.key, r, f, !j.d.cfg.SkipMapSources)
+	h := newHandle(j.key, r, f, j.d.mapper(r.Reader))
 	h.copied = !j.direct
 	ok = true
 	return &completion{handle: h}
+}
+
+// mapper returns what maps a source, if it may be mapped; else nil. Those are the store's
+// own copies, unless the disk is a simulated one, whose reads are operations that are to
+// be the same each time, and files of others.
+func (d *DAGStore) mapper(r mount.Reader) fsio.Mapper {
+	switch r := r.(type) {
+	case fsio.Mapper:
+		if d.cfg.fs == fsio.OS() {
+			return r
+		}
+	case *os.File:
+		if m, ok := fsio.MapperOf(r); ok && !d.cfg.SkipMapSources {
+			return m
+		}
+	}
+	return nil
 }
 
 // dataFault says what is to blame for a failure to open the shard's bytes. That

@@ -389,6 +389,7 @@ func (m *simModel) read(h *heldAcc, i int) {
 	switch {
 	case err == nil && !bytes.Equal(got.RawData(), b.RawData()):
 		s.failf("I13: block %s of %q has wrong bytes", b.Cid(), h.key)
+	case errors.Is(err, fsio.ErrCrashed): // while its copy was read
 	case err != nil && !m.tainted[h.key]:
 		s.failf("I6: block %s of %q, generation %d: %v", b.Cid(), h.key, h.gen, err)
 	case errors.Is(err, ErrClosed):

@@ -79,10 +79,24 @@ type Mapper interface {
 	Map() (data []byte, unmap func() error, err error)
 }
 
-// MapperOf returns the power to map a file of the operating system; false where there
-// is none. Who maps a file of others must expect that it shrinks, which makes reading
-// the mapping a fault.
+// MapperOf returns the power to map a file of others; false where there is none. Who
+// maps one must expect that it shrinks, which makes reading the mapping a fault. Map
+// fails if the file is on a file system that is not this machine's own, where reading
+// a mapping may take as long as a network likes.
 func MapperOf(f *os.File) (Mapper, bool) {
-	m, ok := any(osFile{f}).(Mapper)
-	return m, ok
+	if _, ok := any(osFile{f}).(Mapper); !ok {
+		return nil, false
+	}
+	return foreignFile{f}, true
 }
+
+type foreignFile struct{ *os.File }
+
+func (f foreignFile) Map() ([]byte, func() error, error) {
+	if !local(f.File) {
+		return nil, nil, &fs.PathError{Op: "mmap", Path: f.Name(), Err: errNotLocal}
+	}
+	return any(osFile(f)).(Mapper).Map()
+}
+
+var errNotLocal = errors.New("the file system is not known to be of this machine")

@@ -6,9 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Local says whether a file is on a file system that this machine has to itself: a
+// local says whether a file is on a file system that this machine has to itself: a
 // page of it that is in memory stays so, whatever happens on a network.
-func Local(f *os.File) bool {
+func local(f *os.File) bool {
 	var st unix.Statfs_t
 	if control(f, func(fd int) error { return unix.Fstatfs(fd, &st) }) != nil {
 		return false

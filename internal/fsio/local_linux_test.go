@@ -1,6 +1,7 @@
 package fsio
 
 import (
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
@@ -37,11 +38,20 @@ func TestLocal(t *testing.T) {
 	if err := unix.Statfs(f.Name(), &st); err != nil {
 		t.Fatal(err)
 	}
-	if got, want := Local(f), localType(uint32(st.Type)); got != want {
+	if got, want := local(f), localType(uint32(st.Type)); got != want {
 		t.Errorf("a file: %t, want %t", got, want)
 	}
+	m, _ := MapperOf(f)
+	if _, unmap, err := m.Map(); (err == nil) != local(f) {
+		t.Errorf("local %t, mapped: %v", local(f), err)
+	} else if err == nil {
+		unmap()
+	}
 	f.Close()
-	if Local(f) {
+	if local(f) {
 		t.Error("a closed file is local")
+	}
+	if _, _, err := m.Map(); !errors.Is(err, errNotLocal) {
+		t.Errorf("a closed file is mapped: %v", err)
 	}
 }

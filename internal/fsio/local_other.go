@@ -4,6 +4,6 @@ package fsio
 
 import "os"
 
-// Local says whether a file is on a file system that this machine has to itself,
+// local says whether a file is on a file system that this machine has to itself,
 // which cannot be found out here.
-func Local(*os.File) bool { return false }
+func local(*os.File) bool { return false }

@@ -1,3 +1,5 @@
+//go:build darwin || freebsd || linux
+
 package mapped
 
 import (
@@ -5,6 +7,8 @@ import (
 	"os"
 	"path/filepath"
 	"testing"
+
+	"github.com/dagstore/dagstore/internal/fsio"
 )
 
 // BenchmarkRead reads 1 KiB of a file of 100 MiB, in any order and of one page over
@@ -19,12 +23,12 @@ func BenchmarkRead(b *testing.B) {
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		b.Fatal(err)
 	}
-	f, err := os.Open(path)
+	f, err := fsio.OS().OpenFile(path, os.O_RDONLY, 0)
 	if err != nil {
 		b.Fatal(err)
 	}
 	defer f.Close()
-	m := NewFile(f, size)
+	m := NewFile(f.(fsio.Mapper), size)
 	defer m.Close()
 	var offs [1 << 16]int64
 	for i := range offs {

@@ -7,12 +7,11 @@
 // holds up a goroutine meanwhile; a fault holds up the processor that the goroutine
 // runs on, and whoever wants to stop the world, the garbage collector for one. So a
 // [File] reads through its mapping only what a system call read a short while ago,
-// which the kernel has in memory then, and only on file systems of this machine.
+// which the kernel has in memory then.
 package mapped
 
 import (
 	"math/rand/v2"
-	"os"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -41,26 +40,25 @@ const (
 // inUse counts the mappings of all Files.
 var inUse atomic.Int64
 
-// local says what may be mapped; tests say that their files may.
-var local = fsio.Local
-
 // began is when the time of leaves begins.
 var began = time.Now()
 
-// Copy copies out of a mapping. It returns false if the mapping cannot be read there:
+// copyOut copies out of a mapping. It returns false if the mapping cannot be read there:
 // the file was cut off underneath, or its disk fails. Reading the file says which.
-// Within the page in which a file was cut off, zeros are read.
-func Copy(p, data []byte) (ok bool) {
-	defer catch(&ok, debug.SetPanicOnFault(true))
-	copy(p, data)
-	return true
-}
-
-// copyWhole is Copy from an offset, and false too if the file may have been cut off
-// within p: unless a byte that is not zero follows in the page in which p ends, or is
-// its last. What follows a block of a CAR is the length of a section, which is not.
-func copyWhole(p, data []byte, off int64) (ok bool) {
-	defer catch(&ok, debug.SetPanicOnFault(true))
+// Within the page in which a file was cut off zeros are read, so it returns false too
+// unless a byte that is not zero is the last of p, or follows p in the same page. What
+// follows a block of a CAR is the length of a section, which is not zero.
+func copyOut(p, data []byte, off int64) (ok bool) {
+	old := debug.SetPanicOnFault(true)
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if r := recover(); r != nil {
+			if _, isFault := r.(interface{ Addr() uintptr }); !isFault {
+				panic(r)
+			}
+			ok = false
+		}
+	}()
 	copy(p, data[off:])
 	if p[len(p)-1] != 0 || planted.Bug("mapped-zeros-believed") {
 		return true
@@ -69,25 +67,13 @@ func copyWhole(p, data []byte, off int64) (ok bool) {
 	return end%pageSize != 0 && end < int64(len(data)) && data[end] != 0
 }
 
-// catch turns the fault of a mapping into a false, and has the setting of faults be
-// what it was.
-func catch(ok *bool, old bool) {
-	debug.SetPanicOnFault(old)
-	if r := recover(); r != nil {
-		if _, isFault := r.(interface{ Addr() uintptr }); !isFault {
-			panic(r)
-		}
-		*ok = false
-	}
-}
-
 // File remembers which pages of a file are in memory, and reads those through a
 // mapping, which it makes once that has been worth it. It takes a bit for each page
 // of each 64 MiB that were read in within [Memory], and nothing for a file that is
 // only open. The methods may be called by several goroutines at once, but Close only
 // after all others.
 type File struct {
-	f      *os.File
+	m      fsio.Mapper
 	size   int64
 	once   sync.Once
 	leaves atomic.Pointer[[]atomic.Pointer[leaf]]
@@ -103,8 +89,9 @@ type leaf struct {
 	pages []atomic.Uint64
 }
 
-// NewFile returns a File of a file of size bytes.
-func NewFile(f *os.File, size int64) *File { return &File{f: f, size: size} }
+// NewFile returns a File of a file of size bytes, which m maps when it comes to that. If
+// it cannot, the file is read by system calls.
+func NewFile(m fsio.Mapper, size int64) *File { return &File{m: m, size: size} }
 
 // Read fills p from offset off if that can be done through the mapping, and says
 // whether it was. A false says nothing about the file.
@@ -122,7 +109,7 @@ func (f *File) Read(p []byte, off int64) bool {
 			return false
 		}
 	}
-	return end <= int64(len(*data)) && copyWhole(p, *data, off)
+	return end <= int64(len(*data)) && copyOut(p, *data, off)
 }
 
 // Note remembers that a system call read n bytes from offset off.
@@ -191,18 +178,14 @@ func (f *File) grow(n int64) *leaf {
 	return l
 }
 
-// makeMapping maps the file, if it is on a file system of this machine and there are
-// not too many mappings; else it returns nil.
+// makeMapping maps the file, if it can be and there are not too many mappings; else it
+// returns nil.
 func (f *File) makeMapping() *[]byte {
-	m, ok := fsio.MapperOf(f.f)
-	if !ok || !local(f.f) {
-		return nil
-	}
 	if inUse.Add(1) > maxMapped {
 		inUse.Add(-1)
 		return nil
 	}
-	data, unmap, err := m.Map()
+	data, unmap, err := f.m.Map()
 	if err != nil {
 		inUse.Add(-1)
 		return nil

@@ -4,6 +4,7 @@ package mapped
 
 import (
 	"bytes"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -11,15 +12,12 @@ import (
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/dagstore/dagstore/internal/fsio"
 )
 
-func TestMain(m *testing.M) {
-	local = func(*os.File) bool { return true } // whatever the temporary directory is on
-	os.Exit(m.Run())
-}
-
-// open returns a file with the content, and a File of it.
-func open(t *testing.T, content []byte) (*os.File, *File) {
+// open returns a file with the content, what maps it, and a File of it.
+func open(t *testing.T, content []byte) (*os.File, fsio.Mapper, *File) {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "f")
 	if err := os.WriteFile(path, content, 0o600); err != nil {
@@ -30,9 +28,15 @@ func open(t *testing.T, content []byte) (*os.File, *File) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { f.Close() })
-	m := NewFile(f, int64(len(content)))
+	own, err := fsio.OS().OpenFile(path, os.O_RDONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { own.Close() })
+	mapper := own.(fsio.Mapper)
+	m := NewFile(mapper, int64(len(content)))
 	t.Cleanup(m.Close)
-	return f, m
+	return f, mapper, m
 }
 
 // random returns n bytes none of which is zero.
@@ -63,7 +67,7 @@ func warm(t *testing.T, m *File) {
 // TestRead reads pages that were noted, and no others, whatever lies across them.
 func TestRead(t *testing.T) {
 	content := random(10*pageSize + 100)
-	_, m := open(t, content)
+	_, _, m := open(t, content)
 	p := make([]byte, 10)
 	m.Note(pageSize+5, 1)
 	for i := range mapAfter {
@@ -94,7 +98,7 @@ func TestRead(t *testing.T) {
 // TestReadBounds asks for what is not to be read so.
 func TestReadBounds(t *testing.T) {
 	content := random(MaxRead + 100)
-	_, m := open(t, content)
+	_, _, m := open(t, content)
 	warm(t, m)
 	for _, c := range []struct {
 		off  int64
@@ -123,7 +127,7 @@ func TestReadBounds(t *testing.T) {
 // TestNothingIsForeverWarm has pages forgotten after a while, and noted again.
 func TestNothingIsForeverWarm(t *testing.T) {
 	content := random(2 * pageSize)
-	_, m := open(t, content)
+	_, _, m := open(t, content)
 	synctest.Test(t, func(t *testing.T) {
 		warm(t, m)
 		read := func() (n int) {
@@ -150,7 +154,7 @@ func TestNothingIsForeverWarm(t *testing.T) {
 // TestCutOff reads a file that was cut off underneath: what is left, and no zeros.
 func TestCutOff(t *testing.T) {
 	content := random(4 * pageSize)
-	f, m := open(t, content)
+	f, _, m := open(t, content)
 	warm(t, m)
 	const cut = 2*pageSize + 1000
 	if err := f.Truncate(cut); err != nil {
@@ -179,7 +183,7 @@ func TestZeros(t *testing.T) {
 	clear(content[100:200])
 	clear(content[pageSize-50 : pageSize])
 	clear(content[2*pageSize-100:])
-	_, m := open(t, content)
+	_, _, m := open(t, content)
 	warm(t, m)
 	for _, c := range []struct {
 		off, n int
@@ -201,59 +205,53 @@ func TestZeros(t *testing.T) {
 	}
 }
 
-// TestMappings counts them, and makes none when there are too many, the file is closed
-// or on a file system that is not known to be local.
+type noMapper struct{}
+
+func (noMapper) Map() ([]byte, func() error, error) { return nil, nil, fs.ErrInvalid }
+
+// TestMappings counts them, and makes none when there are too many or it cannot be done.
 func TestMappings(t *testing.T) {
 	before := inUse.Load()
-	f, m := open(t, random(100))
+	_, mapper, m := open(t, random(100))
 	warm(t, m)
 	if n := inUse.Load(); n != before+1 {
 		t.Errorf("%d mappings, want one more than %d", n, before)
 	}
+	neverMaps := func(why string, mapper fsio.Mapper) {
+		t.Helper()
+		m := NewFile(mapper, 100)
+		defer m.Close()
+		m.Note(0, 100)
+		for range 3 * mapAfter {
+			if m.Read(make([]byte, 10), 0) {
+				t.Fatalf("mapped, though %s", why)
+			}
+		}
+	}
 	inUse.Add(maxMapped)
-	refused := NewFile(f, 100)
-	refused.Note(0, 100)
-	for range 3 * mapAfter {
-		if refused.Read(make([]byte, 10), 0) {
-			t.Fatal("mapped, though there are too many")
-		}
-	}
-	refused.Close()
+	neverMaps("there are too many", mapper)
 	inUse.Add(-maxMapped)
-	f.Close()
-	closed := NewFile(f, 100)
-	closed.Note(0, 100)
-	for range 3 * mapAfter {
-		if closed.Read(make([]byte, 10), 0) {
-			t.Fatal("mapped a closed file")
-		}
-	}
-	closed.Close()
-	was := local
-	defer func() { local = was }()
-	local = func(*os.File) bool { return false }
-	_, far := open(t, random(100))
-	far.Note(0, 100)
-	for range 3 * mapAfter {
-		if far.Read(make([]byte, 10), 0) {
-			t.Fatal("mapped a file that is not local")
-		}
-	}
+	neverMaps("it cannot be", noMapper{})
 	if n := inUse.Load(); n != before+1 {
-		t.Errorf("%d mappings after three that failed, want one more than %d", n, before)
+		t.Errorf("%d mappings after two that failed, want one more than %d", n, before)
 	}
+	m.Close()
+	if n := inUse.Load(); n != before {
+		t.Errorf("%d mappings after Close, want %d", n, before)
+	}
+	m.unmap = nil // for the cleanup
 }
 
 // TestTogether notes and reads from several goroutines, beyond the first leaf.
 func TestTogether(t *testing.T) {
 	const size = leafSize + 10*pageSize
 	content := random(20 * pageSize)
-	f, _ := open(t, nil)
+	f, mapper, _ := open(t, nil)
 	const from = size - 20*pageSize
 	if _, err := f.WriteAt(content, from); err != nil {
 		t.Fatal(err)
 	}
-	m := NewFile(f, size)
+	m := NewFile(mapper, size)
 	t.Cleanup(m.Close)
 	var wg sync.WaitGroup
 	for g := range uint64(4) {
@@ -281,12 +279,12 @@ func TestTogether(t *testing.T) {
 	wg.Wait()
 }
 
-// TestCopyLetsOthersPanic has panics that are no faults go on.
-func TestCopyLetsOthersPanic(t *testing.T) {
+// TestOthersPanic has panics that are no faults go on.
+func TestOthersPanic(t *testing.T) {
 	defer func() {
 		if recover() == nil {
 			t.Error("a panic is gone")
 		}
 	}()
-	copyWhole(make([]byte, 1), nil, 10)
+	copyOut(make([]byte, 1), nil, 10)
 }
