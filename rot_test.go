@@ -2,9 +2,11 @@ package dagstore_test
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"os"
 	"path/filepath"
+	"runtime"
 	"testing"
 
 	"github.com/dagstore/dagstore/index"
@@ -14,8 +16,17 @@ import (
 // TestIndexRotsUnderAnAccessor damages where a block lies in an index whose pages were
 // all found sound before, under an open accessor. What is read through it is the index's
 // fault and said to be, not the source's; sizes are right or not told; the index is built
-// again. Proves C10, F20, I13.
+// again; and nobody makes room for a length that is not the block's. Proves C10, F20, I13.
 func TestIndexRotsUnderAnAccessor(t *testing.T) {
+	t.Run("a bit each", func(t *testing.T) {
+		testIndexRots(t, func(location, size []byte) { location[1] ^= 0x10; size[0] ^= 1 })
+	})
+	t.Run("4 GiB", func(t *testing.T) {
+		testIndexRots(t, func(_, size []byte) { binary.LittleEndian.PutUint32(size, 1<<32-1) })
+	})
+}
+
+func testIndexRots(t *testing.T, rot func(location, size []byte)) {
 	car, cids, data := carOf(100, func(i int) int { return 500 + i })
 	path := writeFile(t, filepath.Join(t.TempDir(), "a.car"), car)
 	dir := t.TempDir()
@@ -55,13 +66,18 @@ func TestIndexRotsUnderAnAccessor(t *testing.T) {
 	if _, err := f.ReadAt(b[:], size-16); err != nil {
 		t.Fatal(err)
 	}
-	b[1] ^= 0x10 // its offset
-	b[8] ^= 1    // and size
+	rot(b[:8], b[8:12])
 	if _, err := f.WriteAt(b[:], size-16); err != nil {
 		t.Fatal(err)
 	}
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
 	if read(true) == 0 {
 		t.Error("no damage of the index was told")
+	}
+	runtime.ReadMemStats(&after)
+	if n := after.TotalAlloc - before.TotalAlloc; n > 100<<20 {
+		t.Errorf("%d bytes were allocated to read 100 small blocks", n)
 	}
 	acc.Close()
 	works(t, d, key("a")) // by an index that was built again

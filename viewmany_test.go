@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync/atomic"
 	"testing"
 
 	"github.com/ipfs/boxo/blockservice"
@@ -63,19 +64,19 @@ func ofMemory(t testing.TB, car []byte) (*dagstore.ShardBlockstore, *countingRea
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { acc.Close() })
-	r.calls, r.bytes = 0, 0
+	r.reset()
 	return must(acc.Blockstore()).(*dagstore.ShardBlockstore), r
 }
 
 type countingReader struct {
 	*bytes.Reader
-	calls, bytes int
+	calls, bytes atomic.Int64
 	fail         func(off int64, n int) error
 }
 
 func (r *countingReader) ReadAt(p []byte, off int64) (int, error) {
-	r.calls++
-	r.bytes += len(p)
+	r.calls.Add(1)
+	r.bytes.Add(int64(len(p)))
 	if r.fail != nil {
 		if err := r.fail(off, len(p)); err != nil {
 			return 0, err
@@ -85,6 +86,11 @@ func (r *countingReader) ReadAt(p []byte, off int64) (int, error) {
 }
 
 func (r *countingReader) Close() error { return nil }
+
+func (r *countingReader) reset() {
+	r.calls.Store(0)
+	r.bytes.Store(0)
+}
 
 // TestManyAgainstMap asks for blocks in runs of the file's order and in none, of every
 // size around those that are read at once, some twice, some absent, malformed or of
@@ -222,7 +228,7 @@ func TestManyReadsTogether(t *testing.T) {
 				ask = append(ask, cids[i])
 			}
 		}
-		r.calls, r.bytes = 0, 0
+		r.reset()
 		seen := 0
 		if err := bs.ViewMany(t.Context(), ask, func(_ int, p []byte, err error) error {
 			seen += len(p)
@@ -230,19 +236,19 @@ func TestManyReadsTogether(t *testing.T) {
 		}); err != nil {
 			t.Fatal(err)
 		}
-		if seen != 1000*len(ask) || r.calls > 24 || r.bytes > 5*seen/2 {
-			t.Errorf("order %s: %d bytes of blocks took %d reads of %d bytes", order, seen, r.calls, r.bytes)
+		if seen != 1000*len(ask) || r.calls.Load() > 24 || int(r.bytes.Load()) > 5*seen/2 {
+			t.Errorf("order %s: %d bytes of blocks took %d reads of %d bytes", order, seen, r.calls.Load(), r.bytes.Load())
 		}
 	}
-	r.calls, r.bytes = 0, 0
+	r.reset()
 	far := []cid.Cid{cids[1], cids[1000], cids[1999]}
 	if err := bs.ViewMany(t.Context(), far, func(i int, p []byte, err error) error {
 		if !bytes.Equal(p, data[[]int{1, 1000, 1999}[i]]) {
 			t.Errorf("block %d: %v", i, err)
 		}
 		return nil
-	}); err != nil || r.bytes != 3000 {
-		t.Errorf("three blocks of 1,000 bytes that lie far apart took %d bytes; %v", r.bytes, err)
+	}); err != nil || r.bytes.Load() != 3000 {
+		t.Errorf("three blocks of 1,000 bytes that lie far apart took %d bytes; %v", r.bytes.Load(), err)
 	}
 }
 

@@ -187,6 +187,9 @@ func (d *DAGStore) Check(ctx context.Context) (projection.CheckReport, error) {
 	return rep, ended(err)
 }
 
+// maxNamed is the longest multihash in bytes that an error spells out.
+const maxNamed = 128
+
 // NoShardError says that no available shard held a block as of a position. It is a
 // go-datastore ErrNotFound.
 type NoShardError struct {
@@ -197,7 +200,13 @@ type NoShardError struct {
 }
 
 func (e *NoShardError) Error() string {
-	return fmt.Sprintf("no available shard holds %s as of event %d of %d: %v", e.Multihash.B58String(), e.AsOf.Applied.Seq, e.AsOf.Head.Seq, errNoShard)
+	name := ""
+	if n := len(e.Multihash); n > maxNamed { // base 58 takes the square of the length
+		name = fmt.Sprintf("%x… (%d bytes)", []byte(e.Multihash[:maxNamed]), n)
+	} else {
+		name = e.Multihash.B58String()
+	}
+	return fmt.Sprintf("no available shard holds %s as of event %d of %d: %v", name, e.AsOf.Applied.Seq, e.AsOf.Head.Seq, errNoShard)
 }
 
 func (e *NoShardError) Unwrap() error { return errNoShard }

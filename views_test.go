@@ -7,13 +7,16 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
 
 	ds "github.com/ipfs/go-datastore"
+	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/internal/carscan/hostile"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/projection"
@@ -478,5 +481,17 @@ func TestViewOverRestart(t *testing.T) {
 	f, err := d.WaitFor(background, "late", dagstore.Latest())
 	if err != nil || v.indexed.Load() != 5 || f.Lag != 0 {
 		t.Errorf("%d indexed, %s, %v", v.indexed.Load(), f, err)
+	}
+}
+
+// TestNoShardErrorIsShort: a stranger's multihash of a megabyte is not spelt out, which
+// would take minutes.
+func TestNoShardErrorIsShort(t *testing.T) {
+	long := hostile.Mh(mh.IDENTITY, make([]byte, 1<<20))
+	if msg := (&dagstore.NoShardError{Multihash: long}).Error(); len(msg) > 1000 || !strings.Contains(msg, fmt.Sprint(len(long))) {
+		t.Errorf("%d bytes: %.2000s", len(msg), msg)
+	}
+	if msg := (&dagstore.NoShardError{Multihash: testdata.RootCID.Hash()}).Error(); !strings.Contains(msg, testdata.RootCID.Hash().B58String()) {
+		t.Error(msg)
 	}
 }

@@ -63,8 +63,7 @@ type stripe struct {
 	_       [64 - 8 - 8]byte // a cache line of its own
 }
 
-// entry is an open accessor. What a read touches comes first, and lies in one cache
-// line: those of a thousand shards are not at hand.
+// entry is an open accessor. What a read touches comes first and lies together.
 type entry struct {
 	bs     dagstore.ReadBlockstore
 	refs   atomic.Int32
@@ -76,8 +75,6 @@ type entry struct {
 	acc   *dagstore.ShardAccessor
 	stamp int64 // used when it was placed in the heap; guarded by accessorCache.mu
 	at    int   // where it is in the heap; -1: not in the cache
-
-	_ [128 - 80]byte
 }
 
 // flight is an acquire in progress.
