@@ -371,15 +371,25 @@ func TestManyEnds(t *testing.T) {
 	}
 }
 
-// TestMappedSourceShrinks cuts a source file under an accessor that reads it through a
-// mapping: what is left is served, the rest is an error, whether blocks are hashed or
+// TestMappedSourceShrinks cuts a source file, or the store's copy of one, under an accessor
+// that reads it through a mapping: what is left is served, the rest is an error, whether blocks are hashed or
 // not, the process lives. Proves F16, C10.
 func TestMappedSourceShrinks(t *testing.T) {
 	car, cids, data := carOf(300, func(int) int { return 1000 })
-	for _, skipVerify := range []bool{false, true} {
-		path := writeFile(t, filepath.Join(t.TempDir(), "a.car"), car)
-		d := open(t, t.TempDir(), dagstore.WithConfig(func(c *dagstore.Config) { c.SkipVerifyOnRead = skipVerify }))
-		register(t, d, key("a"), &mount.FileMount{Path: path})
+	for i := range 4 {
+		skipVerify, copied := i%2 == 1, i/2 == 1
+		dir, src := t.TempDir(), t.TempDir()
+		path := writeFile(t, filepath.Join(src, "a.car"), car)
+		d := open(t, dir, dagstore.WithConfig(func(c *dagstore.Config) { c.SkipVerifyOnRead = skipVerify }),
+			dagstore.WithMount("dir", &mount.FSMount{FS: os.DirFS(src)}))
+		var m mount.Mount = &mount.FileMount{Path: path}
+		if copied {
+			m = &mount.FSMount{FS: os.DirFS(src), Path: "a.car"}
+		}
+		register(t, d, key("a"), m)
+		if copied {
+			path = must(filepath.Glob(filepath.Join(dir, "copies", "*.complete")))[0]
+		}
 		acc := acquire(t, d, key("a"))
 		defer acc.Close()
 		bs := must(acc.Blockstore()).(*dagstore.ShardBlockstore)

@@ -1,7 +1,6 @@
 package indexbs
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"slices"
@@ -113,7 +112,7 @@ func (b *batch) hot() (others []int) {
 	}()
 	for i, c := range b.cids {
 		if digest, ok := cids.Identity(c); ok {
-			b.tell(i, bytes.Clone(digest), nil) // the CID's own must not change
+			b.tell(i, digest, nil)
 			continue
 		}
 		e := b.bs.cache.places.of(cids.Multihash(c))
