@@ -200,13 +200,7 @@ type NoShardError struct {
 }
 
 func (e *NoShardError) Error() string {
-	name := ""
-	if n := len(e.Multihash); n > maxNamed { // base 58 takes the square of the length
-		name = fmt.Sprintf("%x… (%d bytes)", []byte(e.Multihash[:maxNamed]), n)
-	} else {
-		name = e.Multihash.B58String()
-	}
-	return fmt.Sprintf("no available shard holds %s as of event %d of %d: %v", name, e.AsOf.Applied.Seq, e.AsOf.Head.Seq, errNoShard)
+	return fmt.Sprintf("no available shard holds %s as of event %d of %d: %v", multihashName(e.Multihash), e.AsOf.Applied.Seq, e.AsOf.Head.Seq, errNoShard)
 }
 
 func (e *NoShardError) Unwrap() error { return errNoShard }

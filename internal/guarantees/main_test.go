@@ -73,8 +73,8 @@ func TestRows(t *testing.T) {
 			t.Errorf("section %q has %d rows and ends with %s", s.title, len(s.rows), last)
 		}
 	}
-	if letters.String() != "FCINGRS" {
-		t.Errorf("sections %s, want FCINGRS", letters.String())
+	if letters.String() != "FCINGRSA" {
+		t.Errorf("sections %s, want FCINGRSA", letters.String())
 	}
 	for _, bad := range []string{
 		"## F\n| # | a |\n|---|---|\n| F1 | x |\n| F1 | y |\n",
