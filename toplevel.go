@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -372,73 +371,4 @@ func (t *topLevel) alive(in ingest) bool {
 		return true
 	}
 	return tagOf(rec.Index()) == in.tag
-}
-
-// holder is a shard that a multihash is found in.
-type holder struct {
-	key shard.Key
-	rec *projection.Record // nil: an index of others knows it and the catalogue does not
-}
-
-// holders returns the shards that h is found in, in the order of their keys, whatever
-// their states are. Entries of another life or content do not count.
-func (t *topLevel) holders(ctx context.Context, h mh.Multihash) ([]holder, error) {
-	l := lookups.Get().(*lookup)
-	defer l.done()
-	err := l.find(ctx, t, h)
-	return slices.Clone(l.found), err
-}
-
-// lookup is what a lookup works with. It is used again, with visit, which is see, so
-// that a lookup does not allocate.
-type lookup struct {
-	t     *topLevel
-	found []holder
-	visit func(ingest, bool) bool
-}
-
-var lookups = sync.Pool{New: func() any {
-	l := new(lookup)
-	l.visit = l.see
-	return l
-}}
-
-func (l *lookup) find(ctx context.Context, t *topLevel, h mh.Multihash) error {
-	l.t = t
-	err := t.entries.find(ctx, h, l.visit)
-	if len(l.found) > 1 { // an ingest may be in several runs
-		slices.SortFunc(l.found, func(a, b holder) int { return a.key.Compare(b.key) })
-		l.found = slices.CompactFunc(l.found, func(a, b holder) bool { return a.key == b.key })
-	}
-	return err
-}
-
-func (l *lookup) see(in ingest, known bool) bool {
-	rec := l.t.d.cat.Get(in.key)
-	switch {
-	case known && (rec == nil || rec.Gen() != in.gen || rec.Life() == shard.Available && tagOf(rec.Index()) != in.tag):
-	case rec == nil:
-		l.found = append(l.found, holder{shard.KeyFromString(strings.Clone(in.key.String())), nil})
-	default:
-		l.found = append(l.found, holder{rec.Key(), rec}) // in.key is not ours to keep
-	}
-	return true
-}
-
-// maxLookup is how many holders a lookup has room for that is kept for another.
-const maxLookup = 64
-
-func (l *lookup) done() {
-	if cap(l.found) > maxLookup {
-		l.found = nil
-	}
-	clear(l.found) // records keep others in memory
-	l.t, l.found = nil, l.found[:0]
-	lookups.Put(l)
-}
-
-// serves says whether a holder is available, as of event seq: what a view has not seen
-// is another state of the shard, perhaps with other blocks.
-func (h *holder) serves(seq uint64) bool {
-	return h.rec != nil && h.rec.Life() == shard.Available && h.rec.Seq() <= seq
 }

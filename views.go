@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"time"
 
 	mh "github.com/multiformats/go-multihash"
@@ -232,40 +231,6 @@ func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency
 		return nil, f, &NoShardError{Multihash: h, AsOf: f}
 	}
 	return kept, f, nil
-}
-
-// AppendShards appends to dst the available shards that hold a block, in the order of
-// their keys, and returns the position of the top-level index that this is the answer
-// of. It is [DAGStore.FindShards] for who asks often: it allocates nothing if dst has
-// room, finding none is not an error, and with [Any] and [Latest] it takes no lock of
-// the views. h is neither kept nor changed.
-func (d *DAGStore) AppendShards(ctx context.Context, dst []shard.Key, h mh.Multihash, c Consistency) ([]shard.Key, Position, error) {
-	if err := d.fresher(); err != nil {
-		return dst, Position{}, err
-	}
-	t := d.top.Load()
-	pos, ok := d.reached(t, c)
-	if !ok {
-		v, f, err := d.views.Read(ctx, TopLevelView, c)
-		if err != nil {
-			return dst, f.Applied, fmt.Errorf("find shards: %w", d.told(err))
-		}
-		t, pos = v.(*topLevel), f.Applied
-	}
-	if _, own := t.entries.(*runEntries); !own {
-		h = slices.Clone(h) // who knows what an index of others does with it
-	}
-	l := lookups.Get().(*lookup)
-	defer l.done()
-	if err := l.find(ctx, t, h); err != nil {
-		return dst, pos, err
-	}
-	for i := range l.found {
-		if l.found[i].serves(pos.Seq) {
-			dst = append(dst, l.found[i].key)
-		}
-	}
-	return dst, pos, nil
 }
 
 // reached returns what the top-level index t shows, and says whether that is known,
