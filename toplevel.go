@@ -5,11 +5,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"maps"
-	"slices"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	mh "github.com/multiformats/go-multihash"
 
@@ -36,16 +33,16 @@ type topLevel struct {
 
 	pos atomic.Pointer[journal.Position]
 
-	// known says what jobs do ahead of their events, and what is missing.
+	// known says what jobs do ahead of their events.
 	known struct {
 		sync.Mutex
 		// adding counts jobs that add entries of a generation.
 		adding map[uint64]int
 		// added holds, by generation, the content whose entries are there before their
 		// event.
-		added   map[uint64]contentTag
-		missing map[shard.Key]error
+		added map[uint64]contentTag
 	}
+	lacking lacking
 }
 
 // contentTag stands for what a shard holds: a part of the digest of its index.
@@ -105,7 +102,7 @@ func newTopLevel(d *DAGStore, entries shardEntries) *topLevel {
 	t.pos.Store(new(journal.Position))
 	t.known.adding = make(map[uint64]int)
 	t.known.added = make(map[uint64]contentTag)
-	t.known.missing = make(map[shard.Key]error)
+	t.lacking.shards = make(map[shard.Key]lackedShard)
 	return t
 }
 
@@ -137,23 +134,35 @@ func (t *topLevel) Succeed(former projection.View) error {
 		return err
 	}
 	t.d.top.Store(t)
+	t.retryLater()
 	return nil
 }
 
-// Seed adds every shard that is available in the catalogue's state s from its index, in
-// place of all events up to there, unless its entries are there.
+// Seed adds every shard that was indexed, by the catalogue's state s, from its index, in
+// place of all events up to there, unless its entries are there. Of a shard that is not
+// available now any entries of its life do: what it holds will be known when it is
+// indexed again, and until then they say what it held.
 func (t *topLevel) Seed(ctx context.Context, s *projection.Snapshot) error {
 	if !t.entries.whole() {
-		have := make(map[ingest]struct{})
-		err := t.entries.held(func(in ingest) { have[in] = struct{}{} })
+		have, lives := make(map[ingest]struct{}), make(map[ingest]struct{})
+		err := t.entries.held(func(in ingest) {
+			have[in] = struct{}{}
+			lives[ingest{key: in.key, gen: in.gen}] = struct{}{}
+		})
 		if err != nil {
 			return err
 		}
 		s.All(func(rec *projection.Record) bool {
-			if rec.Life() != shard.Available {
+			if !wasIndexed(rec) {
 				return true
 			}
-			if _, ok := have[ingest{key: rec.Key(), gen: rec.Gen(), tag: tagOf(rec.Index())}]; !ok {
+			in, ok := ingestOf(rec), false
+			if rec.Life() == shard.Available {
+				_, ok = have[in]
+			} else {
+				_, ok = lives[ingest{key: in.key, gen: in.gen}]
+			}
+			if !ok {
 				err = t.enter(ctx, rec)
 			}
 			return err == nil && ctx.Err() == nil
@@ -191,15 +200,16 @@ func (t *topLevel) apply(e *shard.Event) error {
 	switch e.Kind {
 	case shard.EventIndexed:
 		if t.wasAdded(e.Gen, tagOf(e.State.Index)) {
+			t.has(e.Key, e.Gen)
 			return nil
 		}
 		rec := t.d.cat.Get(e.Key)
-		if rec == nil || rec.Gen() != e.Gen || rec.Life() != shard.Available {
-			return nil // there are later events of the shard
+		if rec == nil || rec.Gen() != e.Gen {
+			return nil // there are later events of the key
 		}
 		return t.enter(t.d.ctx, rec)
 	case shard.EventDestroyed:
-		t.lacks(e.Key, nil)
+		t.has(e.Key, e.Gen)
 		t.known.Lock()
 		delete(t.known.added, e.Gen)
 		t.known.Unlock()
@@ -227,76 +237,49 @@ func (t *topLevel) isAdded(gen uint64) bool {
 	return ok
 }
 
-// lacks notes that the entries of an available shard are missing, or no longer.
-func (t *topLevel) lacks(key shard.Key, err error) {
-	t.known.Lock()
-	defer t.known.Unlock()
-	if err == nil {
-		delete(t.known.missing, key)
-		return
-	}
-	t.known.missing[key] = err
+// wasIndexed says whether a shard was indexed in this life, as far as that is recorded:
+// of one that is not available now, journals of earlier releases do not say.
+func wasIndexed(rec *projection.Record) bool {
+	return rec.Life() == shard.Available || rec.Index() != shard.IndexInfo{}
 }
 
-// Lacking says what the view does not show although it is as far as its position.
-func (t *topLevel) Lacking() error {
-	t.known.Lock()
-	defer t.known.Unlock()
-	n := len(t.known.missing)
-	if n == 0 {
-		return nil
-	}
-	key := slices.MinFunc(slices.Collect(maps.Keys(t.known.missing)), shard.Key.Compare)
-	return fmt.Errorf("%d shards are missing until their indices are built again, among them %q: %w", n, key, t.known.missing[key])
+func ingestOf(rec *projection.Record) ingest {
+	return ingest{key: rec.Key(), gen: rec.Gen(), tag: tagOf(rec.Index())}
 }
 
-// enter adds an available shard from its index. If that cannot be read, the view goes
-// on without: the shard is missed, and told by Lacking. A damaged or missing index is
-// to be built again, which ends in another event; what could not be read for another
-// reason is tried again. The error is the top-level index's own.
+// stillWanted says whether the entries of what a shard held when in was taken from the
+// catalogue are wanted now. If not, a later event of the shard sees to its entries.
+func (t *topLevel) stillWanted(in ingest) bool {
+	now := t.d.cat.Get(in.key)
+	return now != nil && now.Gen() == in.gen && (now.Life() != shard.Available || tagOf(now.Index()) == in.tag)
+}
+
+// enter adds a shard that was indexed from its index. If that cannot be read, the view
+// goes on without: the shard is lacking. A damaged or missing index of an available
+// shard is to be built again, which ends in another event. The error is the top-level
+// index's own.
 func (t *topLevel) enter(ctx context.Context, rec *projection.Record) error {
 	unread, err := t.addRecorded(ctx, rec)
 	if err = errors.Join(err, ctx.Err()); err != nil {
 		return err
 	}
-	t.lacks(rec.Key(), unread)
+	news := t.lacks(ingestOf(rec), unread)
 	var damaged *index.DamagedError
 	switch {
 	case unread == nil:
-	case errors.As(unread, &damaged) || errors.Is(unread, index.ErrNotFound):
+	case rec.Life() == shard.Available && (errors.As(unread, &damaged) || errors.Is(unread, index.ErrNotFound)):
 		t.d.loop.complete(input{ctl: func() { t.d.loop.mend(rec, unread) }})
-	default:
+	case news:
 		t.d.log.Warn("top-level index: a shard is missing until its index can be read", "shard", rec.Key().String(), "err", unread)
-		time.AfterFunc(missedRetry, func() { t.d.loop.complete(input{ctl: func() { t.retry(rec) }}) })
 	}
 	return nil
 }
 
-// missedRetry is when the index of a shard that could not be read is read again.
-const missedRetry = 5 * time.Second
-
-// retry enters a shard that is still missing, beside the loop.
-func (t *topLevel) retry(rec *projection.Record) {
-	t.known.Lock()
-	_, missing := t.known.missing[rec.Key()]
-	t.known.Unlock()
-	if !missing || t.d.loop.closing {
-		return
-	}
-	t.d.loop.spawn(func() {
-		if err := t.enter(t.d.ctx, rec); err != nil && t.d.ctx.Err() == nil {
-			t.lacks(rec.Key(), err)
-			t.d.log.Error("top-level index: a shard is missing", "shard", rec.Key().String(), "err", err)
-		}
-	})
-}
-
 // addRecorded adds a shard. unread says why its index could not be read.
 func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) (unread, err error) {
-	current := func() bool {
-		now := t.d.cat.Get(rec.Key()) // whoever changed it takes care of its entries
-		return now != nil && now.Gen() == rec.Gen() && now.Life() == shard.Available
-	}
+	in := ingestOf(rec)
+	in.again = true
+	current := func() bool { return t.stillWanted(in) } // whoever changed it takes care of its entries
 	if !current() {
 		return nil, nil
 	}
@@ -306,7 +289,6 @@ func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) (unr
 	}
 	defer done()
 	w := &watchedIterator{it: it}
-	in := ingest{key: rec.Key(), gen: rec.Gen(), tag: tagOf(rec.Index()), again: true}
 	if err := t.entries.add(ctx, in, current, w); err != nil && w.err == nil && !errors.Is(err, ErrShardUnknown) {
 		return nil, err
 	}
@@ -344,12 +326,15 @@ func (t *topLevel) add(ctx context.Context, j *job, info shard.IndexInfo, it ind
 		return now != nil && now.Gen() == j.gen // or else the entries may be another life's by now
 	}, it)
 	t.known.Lock()
-	defer t.known.Unlock()
 	if t.known.adding[j.gen]--; t.known.adding[j.gen] == 0 {
 		delete(t.known.adding, j.gen)
 	}
 	if err == nil {
 		t.known.added[j.gen] = in.tag
+	}
+	t.known.Unlock()
+	if err == nil {
+		t.has(j.key, j.gen)
 	}
 	return err
 }

@@ -9,6 +9,7 @@ import (
 
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/index/toplevel"
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/projection"
 	"github.com/dagstore/dagstore/shard"
@@ -45,7 +46,7 @@ func (r *runEntries) hooks() toplevel.Hooks {
 		Alive: func(in toplevel.Ingest) bool {
 			return r.t.alive(ingest{key: in.Key, gen: in.Gen, tag: contentTag(in.Tag)})
 		},
-		Mark:    func() []byte { return markOf(r.t.Position()) },
+		Mark:    func() []byte { return r.t.mark() },
 		Damaged: r.damaged,
 	}
 }
@@ -68,8 +69,12 @@ func (r *runEntries) serve(t *topLevel) {
 	}
 }
 
-func markOf(pos journal.Position) []byte {
-	if pos.Seq == 0 {
+// mark is the position up to which the entries are whole, or nil to leave it where it is:
+// while some are lacking it does not pass them, so that a start which lost what was in
+// memory of them looks at their shards again.
+func (t *topLevel) mark() []byte {
+	pos := t.Position() // before what lacks, which may be put right meanwhile
+	if pos.Seq == 0 || t.lackingCount() > 0 && !planted.Bug("toplevel-mark-passes-what-lacks") {
 		return nil
 	}
 	return []byte(pos.Token())
@@ -115,7 +120,7 @@ func (r *runEntries) fresh() (shardEntries, error) {
 }
 
 func (r *runEntries) succeed(former shardEntries, pos journal.Position) error {
-	return r.x.Adopt(former.(*runEntries).x, markOf(pos))
+	return r.x.Adopt(former.(*runEntries).x, r.t.mark())
 }
 
 func (r *runEntries) add(ctx context.Context, in ingest, current func() bool, it index.MultihashIterator) error {

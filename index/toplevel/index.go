@@ -52,7 +52,7 @@ type Hooks struct {
 	// is called by merges, beside everything else. The key is valid during the call only.
 	Alive func(Ingest) bool
 	// Mark returns the position that everything added until now has reached, to be kept
-	// with it on disk; up to 1 KiB.
+	// with it on disk; up to 1 KiB. With nil the former mark is kept.
 	Mark func() []byte
 	// Damaged is told, beside everything else, when damage is found.
 	Damaged func(error)
@@ -494,7 +494,7 @@ func (x *Index) flushLocked(mark []byte, always bool) error {
 	}
 	mem := x.state.Load().mem
 	x.mu.Lock()
-	same := string(mark) == string(x.mu.mark)
+	same := mark == nil || string(mark) == string(x.mu.mark)
 	x.mu.Unlock()
 	if len(mem) == 0 && same && !always {
 		return nil
