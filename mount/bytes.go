@@ -49,7 +49,7 @@ func (b *BytesMount) Deserialize(u *url.URL) error {
 	}
 	data, err := enc.DecodeString(text)
 	if err != nil {
-		return fmt.Errorf("bytes mount: content in the URL: %w", err)
+		return malformed(fmt.Errorf("bytes mount: content in the URL: %w", err))
 	}
 	b.Bytes = data
 	return nil

@@ -141,10 +141,10 @@ func (f *FileMount) Serialize() *url.URL { return pathToURL(f.Path, runtime.GOOS
 func (f *FileMount) Deserialize(u *url.URL) error {
 	path, err := urlToPath(u, runtime.GOOS == "windows")
 	if err != nil {
-		return fmt.Errorf("file mount: path in the URL: %w", err)
+		return malformed(fmt.Errorf("file mount: path in the URL: %w", err))
 	}
 	if path == "" {
-		return errors.New("file mount: no path in the URL; want file:///path")
+		return malformed(errors.New("file mount: no path in the URL; want file:///path"))
 	}
 	f.Path = path
 	return nil

@@ -87,7 +87,7 @@ func (f *FSMount) Serialize() *url.URL {
 func (f *FSMount) Deserialize(u *url.URL) error {
 	path, err := url.PathUnescape(u.Opaque)
 	if err != nil {
-		return fmt.Errorf("fs mount: path in the URL: %w", err)
+		return malformed(fmt.Errorf("fs mount: path in the URL: %w", err))
 	}
 	if path == "" {
 		path = u.Query().Get("path")
@@ -99,7 +99,7 @@ func (f *FSMount) Deserialize(u *url.URL) error {
 		}
 	}
 	if path == "" {
-		return errors.New("fs mount: no path in the URL; want fs:<path>")
+		return malformed(errors.New("fs mount: no path in the URL; want fs:<path>"))
 	}
 	f.Path = path
 	return nil

@@ -171,15 +171,15 @@ func (m *HTTPMount) Deserialize(u *url.URL) error {
 	return nil
 }
 
-var errCredentials = errors.New("http mount: credentials in the URL are refused because they could not be stored; put them into HTTPOptions.Header or let Resolve add them")
+var errCredentials = malformed(errors.New("http mount: credentials in the URL are refused because they could not be stored; put them into HTTPOptions.Header or let Resolve add them"))
 
 // checkURL returns nil for a URL that can be requested.
 func checkURL(u *url.URL) error {
 	if u.Scheme != "http" && u.Scheme != "https" {
-		return fmt.Errorf("http mount: scheme %q; want http or https", u.Scheme)
+		return malformed(fmt.Errorf("http mount: scheme %q; want http or https", u.Scheme))
 	}
 	if u.Hostname() == "" || u.Opaque != "" {
-		return errors.New("http mount: the URL names no host")
+		return malformed(errors.New("http mount: the URL names no host"))
 	}
 	return nil
 }
@@ -228,7 +228,7 @@ func (m *HTTPMount) checkSize(total int64) error {
 	case total >= 0 && m.Size > 0 && total != m.Size:
 		return m.fail(0, fmt.Errorf("%w: it has %d bytes, expected %d", ErrSourceChanged, total, m.Size))
 	case total > limit:
-		return m.fail(0, fmt.Errorf("it has %d bytes, at most %d are allowed; see HTTPOptions.MaxSize", total, limit))
+		return m.fail(0, fmt.Errorf("%w: it has %d bytes, at most %d are allowed; see HTTPOptions.MaxSize", ErrTooLarge, total, limit))
 	}
 	return nil
 }

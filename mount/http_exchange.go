@@ -242,8 +242,11 @@ func (m *HTTPMount) try(ctx context.Context, stored *url.URL, r byteRange, p pin
 		if err != nil {
 			return nil, m.fail(0, fmt.Errorf("resolve: %w", withoutURL(err)))
 		}
+		if u == nil {
+			return nil, m.fail(0, finalf("resolve: neither a URL nor an error"))
+		}
 		if err := checkURL(u); err != nil {
-			return nil, m.fail(0, final(err))
+			return nil, m.fail(0, finalf("resolve: %v", err)) // not the stored URL's fault
 		}
 		first = u
 	}

@@ -185,6 +185,9 @@ func (r *httpReader) readStream(p []byte) (int, error) {
 	if over := r.pos + int64(n) - limit; over > 0 {
 		n -= int(over)
 		err = fmt.Errorf("%w: it goes on after %d bytes", ErrSizeMismatch, limit)
+		if r.pin.size < 0 {
+			err = fmt.Errorf("%w: %w; see HTTPOptions.MaxSize", ErrTooLarge, err)
+		}
 	}
 	r.pos += int64(n)
 	if err == io.EOF && r.pin.size >= 0 && r.pos < r.pin.size {

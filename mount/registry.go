@@ -239,5 +239,5 @@ func parseError(err error) error {
 	if errors.As(err, &ue) {
 		err = ue.Err
 	}
-	return fmt.Errorf("parse mount URL: %w", err)
+	return malformed(fmt.Errorf("parse mount URL: %w", err))
 }
