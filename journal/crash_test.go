@@ -42,6 +42,8 @@ type history struct {
 	//	compacted ≤ batches below the horizon ≤ compacting
 	acked, attempted      int
 	compacted, compacting int
+	// givesUp: an append that is refused ends the program.
+	givesUp bool
 }
 
 func newHistory(t *testing.T, sizes []int) *history {
@@ -56,7 +58,9 @@ func newHistory(t *testing.T, sizes []int) *history {
 }
 
 // fresh is the same history before its beginning.
-func (h *history) fresh() *history { return &history{batches: h.batches, compactions: h.compactions} }
+func (h *history) fresh() *history {
+	return &history{batches: h.batches, compactions: h.compactions, givesUp: h.givesUp}
+}
 
 // play opens the journal on sim, checks what it finds, appends until the journal
 // holds upTo batches, and closes it. It returns the error that stopped it.
@@ -235,7 +239,7 @@ func (h *history) append(j *journal.File, events []shard.Event) error {
 			return fmt.Errorf("%w: read-only without an unknown outcome: %w", errWrong, err)
 		}
 		h.attempted = h.acked // nothing was written: it must never be found
-		if errors.Is(err, fsio.ErrCrashed) {
+		if errors.Is(err, fsio.ErrCrashed) || h.givesUp {
 			return err
 		}
 	}

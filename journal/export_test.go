@@ -16,3 +16,10 @@ func SetFrameVersion(b []byte, version uint8) {
 	b[3] = version
 	binary.LittleEndian.PutUint32(b[68:], headerCRC(new(salt), b))
 }
+
+// MarkTail writes a mark as Close does, even if nothing was appended.
+func MarkTail(f *File) {
+	f.appending.Lock()
+	defer f.appending.Unlock()
+	f.mark(f.Head())
+}

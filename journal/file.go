@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"sync"
 
@@ -119,7 +120,7 @@ func (f *File) Append(events []shard.Event) (Position, error) {
 	if err != nil {
 		return Position{}, err
 	}
-	if f.next != nil || f.isFull(len(frame)) {
+	if f.next != nil || f.isFull(head, len(frame)) {
 		if err := f.rotate(head); err != nil {
 			return Position{}, err
 		}
@@ -160,10 +161,16 @@ func (f *File) writable(op string) (Position, error) {
 	return f.mu.head, nil
 }
 
-// isFull reports whether a frame of n bytes belongs in the next segment. A footer
-// must fit as well.
-func (f *File) isFull(n int) bool {
-	return f.tail.end > segmentHeaderSize && f.tail.end+int64(n)+frameHeaderSize > f.opts.SegmentSize
+// isFull reports whether a frame of n bytes that follows head belongs in the next
+// segment. A footer must fit as well. A segment without an event is never full,
+// whatever marks are in it: its successor would begin with the same event and so have
+// its name.
+func (f *File) isFull(head Position, n int) bool {
+	empty := head.Seq == f.tail.before.Seq
+	if planted.Bug("journal-mark-fills-a-segment") {
+		empty = f.tail.end == segmentHeaderSize
+	}
+	return !empty && f.tail.end+int64(n)+frameHeaderSize > f.opts.SegmentSize
 }
 
 // write puts frame at the end of the tail and makes it durable.
@@ -293,6 +300,7 @@ func (f *File) rotate(head Position) error {
 	}
 	old := f.tail
 	f.tail, f.next = f.next, nil
+	f.marked = true // the footer before it says what a mark in it would
 	f.publishRotation(sealedSegment{segment: old.segment, end: head, size: old.size})
 	// All of it is durable; an error can say nothing that matters.
 	_ = old.file.Close()
@@ -309,12 +317,20 @@ func (f *File) publishRotation(s sealedSegment) {
 }
 
 // create makes the file of s, empty and durable, with a fresh salt. It returns the
-// file's size. An error that wraps ErrOutcomeUnknown made the journal read-only;
-// after any other there is no such file.
+// file's size. An error that wraps ErrOutcomeUnknown made the journal read-only; after
+// one that wraps fs.ErrExist the name is that of a file which was there before, and
+// which stays; after any other there is no such file.
 func (f *File) create(s *segment) (size int64, err error) {
 	// rand.Read never fails.
 	rand.Read(s.salt[:])
 	path := f.path(s.name())
+	// The rename at the end would replace it.
+	if _, err := f.fsys.Lstat(path); !isNotExist(err) && !planted.Bug("journal-segment-replaced") {
+		if err == nil {
+			err = &fs.PathError{Op: "create", Path: path, Err: fs.ErrExist}
+		}
+		return 0, fmt.Errorf("journal: begin a segment: nothing was written: %w", err)
+	}
 	err = fsio.WriteFileAtomic(f.fsys, path, fileMode, func(w fsio.File) error {
 		t := tail{segment: *s, file: w, size: segmentHeaderSize}
 		if err := writeAt(w, s.header(), 0); err != nil {

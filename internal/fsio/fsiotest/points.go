@@ -22,6 +22,7 @@ var least = map[string]int{
 	"journal.TestCompactCrash":           300,
 	"journal.TestCrashDuringRecovery":    15_000,
 	"journal.TestCrashEveryOperation":    1_100,
+	"journal.TestCrashGivingUp":          350,
 	"mount.TestUpgraderCrash":            10,
 	"mount.TestUpgraderDiskFaults":       30,
 	"toplevel.TestFaultAtEveryOperation": 500,
