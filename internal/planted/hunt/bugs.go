@@ -74,6 +74,8 @@ var bugs = []bug{
 		"index/toplevel", "TestEveryByteOfARun", nil, "C10, F20"},
 	{"toplevel-manifest-not-written", "runs of the top-level index are merged and removed, and the manifest stays",
 		"index/toplevel", "TestAgainstAMap", nil, "G7"},
+	{"toplevel-mark-passes-what-lacks", "the durable mark of the top-level index passes shards whose indices could not be read",
+		".", "TestIndexUnreadableForAMoment", nil, "F19, A8"},
 	{"index-entry-off-by-one", "the lookup returns the entry after the one it found",
 		"index", "TestIndexAgainstMap", nil, "I7, I13"},
 	{"index-of-another-life-opened", "an index of another shard, or of a former life, is opened",
