@@ -421,6 +421,7 @@ type simHooks struct {
 	fixed struct {
 		on    bool
 		at    uint64
+		of    func(fsio.Op) bool // in place of at
 		fault fsio.Fault
 	}
 
@@ -569,7 +570,7 @@ func (h *simHooks) decide(op fsio.Op) (fault fsio.Fault, wait bool) {
 	if h.disabled || op.Kind == fsio.OpClose {
 		return 0, false
 	}
-	if h.fixed.on && op.Index == h.fixed.at {
+	if h.fixed.on && (h.fixed.of == nil && op.Index == h.fixed.at || h.fixed.of != nil && h.fixed.of(op)) {
 		h.fixed.on = false
 		return h.inject(op, h.fixed.fault), false
 	}

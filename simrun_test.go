@@ -751,6 +751,7 @@ func (s *simulator) drain() {
 		}
 	}
 	m.checkState()
+	s.restartWhole()
 	for _, key := range m.keys {
 		if s.exists(key) {
 			s.must(s.request(fsm.Destroy, key))
@@ -791,6 +792,22 @@ func (s *simulator) drain() {
 			}
 		}
 	}
+}
+
+// restartWhole starts the store once more: whatever could not be read at some time is
+// in the top-level index now, for everything can be.
+func (s *simulator) restartWhole() {
+	m := &s.model
+	s.logf("restart")
+	m.closing = true
+	if err := s.closeStore(); err != nil {
+		s.failf("close: %v", err)
+	}
+	s.openAllGates()
+	m.reqs, m.closing = nil, false
+	s.reopenClean()
+	m.forgive()
+	m.checkTopLevel()
 }
 
 func (s *simulator) reopenClean() {
