@@ -2,9 +2,12 @@ package dagstore
 
 import (
 	"context"
+	"errors"
+	"time"
 
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/internal/planted"
+	"github.com/dagstore/dagstore/shard"
 )
 
 // park lets a request wait, and watches its context.
@@ -105,6 +108,9 @@ func (e *eventLoop) settle(req *request) bool {
 	if req.stop != nil {
 		req.stop()
 	}
+	if req.patience != nil {
+		req.patience.Stop()
+	}
 	if req.reg != nil && !req.reg.begun {
 		req.reg.begun = true
 		e.d.registered(req.key, req.reg)
@@ -129,11 +135,25 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 			e.d.courier.deliver(req, ShardResult{Key: req.key, Error: err})
 			return
 		}
-		e.d.courier.deliver(req, ShardResult{Key: req.key, Accessor: newAccessor(e, lv)})
+		e.d.courier.deliver(req, ShardResult{Key: req.key, Accessor: newAccessor(e, lv, req.holder)})
+		if req.holder != nil && len(lv.s.Ending) > 0 {
+			e.ask(req.holder, lv.key)
+		}
 	default:
 		cause := r.Cause
 		if r.Code == fsm.ErrReadOnly {
 			cause = e.failed
+		}
+		if r.Code == fsm.ErrInUse && lv != nil {
+			if users := lv.users(); users != "" {
+				cause = errors.New(users)
+			}
+		}
+		if r.Code == fsm.ErrEnding {
+			e.d.courier.deliver(req, ShardResult{Key: req.key, Error: &UnavailableError{
+				Shards: []shard.Key{req.key}, Reason: errEnding, Since: time.Unix(0, lv.s.Since[fsm.PlaceEnding]), RetryAfter: endingRetry,
+			}})
+			return
 		}
 		if req.kind == fsm.Acquire {
 			at = durable{} // the event was not of its making

@@ -88,6 +88,7 @@ type eventLoop struct {
 	// cancelled come to its end before the next is.
 	cancels func(context.CancelFunc) context.CancelFunc
 	clock   func() int64
+	held    map[Holder]int // accessors of those who let go when asked
 }
 
 // input is one thing for the loop to deal with: a request, something that happens
@@ -96,6 +97,7 @@ type input struct {
 	req  *request
 	lv   *live
 	trig fsm.Trigger
+	acc  *ShardAccessor // that was closed
 	done *completion
 	ctl  func()
 }
@@ -121,7 +123,7 @@ func newEventLoop(d *DAGStore) *eventLoop {
 			d.cfg.MaxConcurrentReadyFetches, d.cfg.MaxConcurrentIndex, d.cfg.MaxConcurrentOpens),
 		parked: make(map[fsm.Ticket]*request), sweeping: make(map[fsm.Ticket]struct{}),
 		mounts: make(map[uint64]retained),
-		copies: make(map[shard.Key]uint64), outlived: make(map[*handle]struct{}),
+		copies: make(map[shard.Key]uint64), outlived: make(map[*handle]struct{}), held: make(map[Holder]int),
 		clock: func() int64 { return time.Now().UnixNano() },
 	}
 	e.mu.room = make(chan struct{})
@@ -209,11 +211,11 @@ func (e *eventLoop) submit(req *request) error {
 
 // release queues the end of a reference. It never waits: there are no more of them
 // than open accessors.
-func (e *eventLoop) release(lv *live) {
+func (e *eventLoop) release(sa *ShardAccessor) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	if !e.mu.closed {
-		e.mu.external = append(e.mu.external, input{lv: lv, trig: fsm.Release})
+		e.mu.external = append(e.mu.external, input{lv: sa.lv, acc: sa, trig: fsm.Release})
 		e.wakeLocked()
 	}
 }
@@ -350,6 +352,9 @@ func (e *eventLoop) request(in *input) {
 // feed steps a shard's machine, or puts the input off while the shard is busy.
 func (e *eventLoop) feed(in *input) {
 	lv := in.lv
+	if in.acc != nil && !lv.busy && !e.returned(lv, in.acc) {
+		return // its readers were cut off
+	}
 	if lv.gone && in.done == nil {
 		return // let go of meanwhile; the key may be another live shard's by now
 	}
@@ -367,6 +372,9 @@ func (e *eventLoop) feed(in *input) {
 		if req.reg != nil {
 			fi.Lazy, fi.Direct = req.reg.lazy, req.reg.direct
 		}
+		if req.kind == fsm.Destroy {
+			fi.Patience = lv.patience(req.destroy)
+		}
 	} else if c := in.done; c != nil {
 		fi.Attempt, fi.Err, fi.Fault = c.attempt, c.err, c.fault
 		fi.Ready, fi.Present, fi.Owned, fi.Info = c.ready, c.present, c.owned, c.info
@@ -375,6 +383,9 @@ func (e *eventLoop) feed(in *input) {
 		fi.Heal = fsm.Heal(e.d.cfg.RecoverOnStart)
 	}
 	e.step(lv, in.req)
+	if req := in.req; req != nil && req.kind == fsm.Destroy {
+		e.awaitEnd(lv, req)
+	}
 }
 
 // step applies e.in to a shard that is not busy.
@@ -382,7 +393,7 @@ func (e *eventLoop) step(lv *live, req *request) {
 	out := &e.out
 	out.Reset()
 	e.in.Seq = e.durable
-	warm := lv.s.Life == shard.Available && (e.in.Trigger == fsm.Acquire || e.in.Trigger == fsm.Release)
+	warm := lv.s.Life == shard.Available && (e.in.Trigger == fsm.Acquire || e.in.Trigger == fsm.Release) && len(lv.s.Ending) == 0
 	if !warm {
 		e.prior = lv.s
 	}

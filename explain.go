@@ -240,11 +240,29 @@ func (e *eventLoop) holders(s *fsm.Shard, key shard.Key, u *fsm.Unmet) *fsm.Hold
 		}
 		return &fsm.Holders{Count: 1, Listed: []fsm.Holder{h}}
 	case u.Reads == 1<<fsm.PlaceRefs && s.Refs > 0:
-		return &fsm.Holders{Count: int(s.Refs), Listed: []fsm.Holder{{Kind: "accessors", Shard: key.String(), Since: u.Since, SinceSeq: u.SinceSeq}}}
+		return e.accessorHolders(s, key, u)
 	case u.Reads&ofJobs != 0 && s.Job() != fsm.JobNone:
 		return &fsm.Holders{Count: 1, Listed: []fsm.Holder{jobHolder(s, key)}}
 	}
 	return nil
+}
+
+// accessorHolders lists who has the accessors of a shard.
+func (e *eventLoop) accessorHolders(s *fsm.Shard, key shard.Key, u *fsm.Unmet) *fsm.Holders {
+	h := &fsm.Holders{Count: int(s.Refs)}
+	list := func(kind string) {
+		h.Listed = append(h.Listed, fsm.Holder{Kind: kind, Shard: key.String(), Since: u.Since, SinceSeq: u.SinceSeq})
+	}
+	lv, _ := s.Owner.(*live)
+	if lv == nil || lv.heldByHolders() < s.Refs {
+		list("accessors")
+	}
+	if lv != nil {
+		for _, x := range lv.holders {
+			list(fmt.Sprintf("%d accessors of %s", x.n, x.h.HolderName()))
+		}
+	}
+	return h
 }
 
 // slotHolders lists whose jobs hold the tokens of a slot, those longest at it first,

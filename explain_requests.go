@@ -184,7 +184,7 @@ func (x *explainer) atShard(lv *live, which func(*request) bool) (fs []found) {
 			fs = append(fs, found{req: r, stage: StageDeferred, ahead: i, lv: lv})
 		}
 	}
-	for _, list := range []*[]fsm.Ticket{&lv.s.Parked, &lv.s.Local, &lv.s.Waiting} {
+	for _, list := range []*[]fsm.Ticket{&lv.s.Parked, &lv.s.Local, &lv.s.Waiting, &lv.s.Ending} {
 		for i, t := range *list {
 			if r := x.e.parked[t]; r != nil && which(r) {
 				fs = append(fs, found{req: r, stage: StageWaiting, ahead: i, lv: lv, list: list})

@@ -373,7 +373,7 @@ func (e *eventLoop) supersede(lv *live) {
 
 // takeParked takes the requests that wait for a shard from it, in order.
 func (e *eventLoop) takeParked(lv *live) (reqs []*request) {
-	for _, list := range [][]fsm.Ticket{lv.s.Parked, lv.s.Local, lv.s.Waiting} {
+	for _, list := range [][]fsm.Ticket{lv.s.Parked, lv.s.Local, lv.s.Waiting, lv.s.Ending} {
 		for _, t := range list {
 			if req := e.parked[t]; req != nil {
 				delete(e.parked, t)

@@ -69,6 +69,8 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, at durable) {
 			e.letGo(lv.handle)
 			lv.handle = nil
 		}
+	case fsm.CutOff:
+		e.cutOff(lv)
 	case fsm.CancelJob:
 		e.cancelRunning(lv)
 	case fsm.NotifyFailure:

@@ -34,6 +34,7 @@ type live struct {
 	cancelled []fsm.Ticket
 
 	handle    *handle
+	holders   []holding // of its accessors
 	cancelJob context.CancelFunc
 	overdue   bool        // the running job is among eventLoop.overdues
 	queued    *pooled     // the running job, if it takes no slot

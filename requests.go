@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/mount"
@@ -41,13 +42,30 @@ type AcquireOpts struct {
 	// NoDownload refuses with mount.ErrTransientNotFound rather than to fetch a
 	// local copy.
 	NoDownload bool
+	// Holder, if it is not nil, is who keeps the accessor open between uses and lets go
+	// of it when asked, so that a shard under traffic can be destroyed. Without one the
+	// accessor is a caller's, whom nobody asks.
+	Holder Holder
 }
 
 // RecoverOpts are the options of a recovery.
 type RecoverOpts struct{}
 
-// DestroyOpts are the options of a destruction.
-type DestroyOpts struct{}
+// DestroyOpts are the options of a destruction. They say what becomes of accessors that
+// are open. While a destruction waits nobody gets another one: who asks gets an
+// *[UnavailableError].
+//
+// The zero value asks those who let go when asked (see [Holder]), which the blockstore
+// of package indexbs does, and waits for the reads that they have in progress, up to
+// five seconds. If an accessor is a caller's, it is refused with [ErrShardInUse] at once.
+type DestroyOpts struct {
+	// Wait waits until all accessors are closed, or the request's context ends.
+	Wait bool
+	// CutReaders waits for nobody: reads of accessors that are open end with ErrClosed
+	// from now on, those in progress with their bytes. The accessors must be closed as
+	// ever.
+	CutReaders bool
+}
 
 // request is one call that waits for an answer.
 type request struct {
@@ -64,6 +82,9 @@ type request struct {
 	sync bool
 
 	noDownload bool
+	holder     Holder
+	destroy    DestroyOpts
+	patience   *time.Timer // ends the waiting of a destruction that was not told to
 	reg        *registration
 	reclaimed  func(key shard.Key, code fsm.Code, cause error)
 }
@@ -204,11 +225,11 @@ func (d *DAGStore) request(req *request) error {
 }
 
 // DestroyShard ends a shard: its record, index, local copy and top-level entries
-// go, and the key may be used again. While accessors are open it is refused with
-// ErrShardInUse and nothing changes. Those who wait for the shard get
-// ErrShardUnknown.
-func (d *DAGStore) DestroyShard(ctx context.Context, key shard.Key, out chan ShardResult, _ DestroyOpts) error {
-	return d.request(&request{ctx: ctx, out: out, key: key, kind: fsm.Destroy})
+// go, and the key may be used again. While callers have accessors open it is refused
+// with ErrShardInUse and nothing changes, unless opts say otherwise. Those who wait for
+// the shard get ErrShardUnknown.
+func (d *DAGStore) DestroyShard(ctx context.Context, key shard.Key, out chan ShardResult, opts DestroyOpts) error {
+	return d.request(&request{ctx: ctx, out: out, key: key, kind: fsm.Destroy, destroy: opts})
 }
 
 // AcquireShard asks for an accessor to a shard's blocks, which is sent to out and
@@ -217,7 +238,10 @@ func (d *DAGStore) DestroyShard(ctx context.Context, key shard.Key, out chan Sha
 // before the accessor is received, the accessor is closed. The work that others may
 // share does not end with ctx.
 func (d *DAGStore) AcquireShard(ctx context.Context, key shard.Key, out chan ShardResult, opts AcquireOpts) error {
-	return d.request(&request{ctx: ctx, out: out, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload})
+	if err := checkHolder(opts.Holder); err != nil {
+		return err
+	}
+	return d.request(&request{ctx: ctx, out: out, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload, holder: opts.Holder})
 }
 
 // RecoverShard fetches and indexes an errored shard afresh and sends the outcome to
@@ -235,7 +259,10 @@ func (d *DAGStore) RegisterShardSync(ctx context.Context, key shard.Key, mnt mou
 
 // AcquireShardSync is AcquireShard that waits for the accessor.
 func (d *DAGStore) AcquireShardSync(ctx context.Context, key shard.Key, opts AcquireOpts) (*ShardAccessor, error) {
-	res, err := d.wait(&request{ctx: ctx, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload}, d.request)
+	if err := checkHolder(opts.Holder); err != nil {
+		return nil, err
+	}
+	res, err := d.wait(&request{ctx: ctx, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload, holder: opts.Holder}, d.request)
 	return res.Accessor, err
 }
 
@@ -245,8 +272,8 @@ func (d *DAGStore) RecoverShardSync(ctx context.Context, key shard.Key, _ Recove
 }
 
 // DestroyShardSync is DestroyShard that waits until the shard and its files are gone.
-func (d *DAGStore) DestroyShardSync(ctx context.Context, key shard.Key, _ DestroyOpts) (ShardResult, error) {
-	return d.wait(&request{ctx: ctx, key: key, kind: fsm.Destroy}, d.request)
+func (d *DAGStore) DestroyShardSync(ctx context.Context, key shard.Key, opts DestroyOpts) (ShardResult, error) {
+	return d.wait(&request{ctx: ctx, key: key, kind: fsm.Destroy, destroy: opts}, d.request)
 }
 
 // wait submits a request and waits for its answer or the end of its context.
@@ -286,6 +313,9 @@ func errorFor(key shard.Key, kind fsm.Trigger, code fsm.Code, cause error) error
 	case fsm.ErrUnknown:
 		return fmt.Errorf("%s: %w", key, ErrShardUnknown)
 	case fsm.ErrInUse:
+		if cause != nil {
+			return fmt.Errorf("%s: %w: %w", key, ErrShardInUse, cause)
+		}
 		return fmt.Errorf("%s: %w: accessors are open", key, ErrShardInUse)
 	case fsm.ErrNotErrored:
 		return fmt.Errorf("%s: %w", key, ErrNotErrored)

@@ -106,6 +106,7 @@ func mark(n *Net, s *Shard) (m marking) {
 	m[PlaceRefs] = uint64(uint32(s.Refs))
 	m[PlaceParked] = uint64(code(s.Parked)) | uint64(code(s.Local))<<32
 	m[PlaceWaiting] = uint64(code(s.Waiting)) | uint64(s.Reclaimer)<<32
+	m[PlaceEnding] = uint64(code(s.Ending))
 	m[PlaceFault] = uint64(flags(s.Healing, s.Fresh, s.Retried, s.Ailing, s.Cause != nil))
 	m[PlaceWish] = uint64(flags(s.Lazy, s.Eager))
 	m[PlaceJob] = uint64(s.job) | uint64(flags(s.slow, s.stale))<<8 | uint64(s.Attempt)<<16
@@ -147,7 +148,7 @@ func (c *checker) watch(t *Transition, st *step) {
 		c.fail("%s takes the token of somebody ahead in the queue", t.Name)
 	}
 	old := *st.s
-	old.Parked, old.Local, old.Waiting = cloned(old.Parked), cloned(old.Local), cloned(old.Waiting)
+	old.Parked, old.Local, old.Waiting, old.Ending = cloned(old.Parked), cloned(old.Local), cloned(old.Waiting), cloned(old.Ending)
 	if c.thorough && (c.fired[t] < 40 || c.fired[t]%256 == 0) {
 		c.perturbed(t, st)
 	}
@@ -197,7 +198,8 @@ func (c *checker) outcome(t *Transition, st *step, old *Shard, o *outDiff, diff 
 	if t.On == Release && old.Refs > 0 {
 		granted--
 	}
-	if t.On == Supersede {
+	cuts := t.On == Destroy && st.in.Patience == CutReaders && !st.net.ReadOnly
+	if t.On == Supersede || cuts {
 		granted -= old.Refs
 	}
 	if s.Refs-old.Refs != granted {
@@ -245,12 +247,15 @@ func (c *checker) outcome(t *Transition, st *step, old *Shard, o *outDiff, diff 
 // missed says what should have happened and did not, or must not and did.
 func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string {
 	s, in, writable := st.s, st.in, !st.net.ReadOnly
+	cuts := t.On == Destroy && in.Patience == CutReaders && writable
 	emitted := func(kind shard.Kind) bool { return len(o.events) == 1 && o.events[0].Kind == kind }
 	ours := !old.stale && doneOf[old.job] == t.On && old.Attempt == in.Attempt
 	for _, rule := range [...]struct {
 		broken bool
 		name   string
 	}{
+		{cuts && old.Refs > 0 && (len(o.effects) == 0 || o.effects[0].Kind != CutOff), "readers are not cut off"},
+		{t.On == Destroy && in.Patience == AwaitReaders && old.Refs > 0 && writable && (!has(s.Ending, in.Ticket) || len(o.events) > 0), "readers are not waited for"},
 		{t.On == CloseIdle && s.Handle == Open && s.Refs == 0, "an idle handle stays open"},
 		{t.On == Damage && in.Fault == FaultCopy && old.Life == shard.Available && old.job == JobNone && (s.Data == Present || old.Data == Present && !s.Fresh), "a bad copy is trusted"},
 		{t.On == Damage && in.Fault != FaultCopy && old.Life == shard.Available && old.job == JobNone && writable && !emitted(shard.EventRecovering), "damage is not mended"},
@@ -297,9 +302,11 @@ func misfit(r Reply, on Trigger, old, s *Shard, st *step) string {
 	case ErrExists:
 		ok = own && on == Register && old.Life != shard.None
 	case ErrUnknown:
-		ok = own && old.Life == shard.None && (on == Acquire || on == Recover || on == Destroy) || !own && on == Destroy && s.Life == shard.None
+		ok = own && old.Life == shard.None && (on == Acquire || on == Recover || on == Destroy) || !own && (on == Destroy || on == Auto) && s.Life == shard.None
 	case ErrInUse:
-		ok = own && on == Destroy && old.Refs > 0
+		ok = own && on == Destroy && old.Refs > 0 && in.Patience == Refuse
+	case ErrEnding:
+		ok = own && on == Acquire && len(old.Ending) > 0 && old.Refs > 0
 	case ErrNotErrored:
 		ok = own && on == Recover && old.Life != shard.None && old.Life != shard.Errored && old.Life != shard.Recovering
 	case ErrErrored:
@@ -376,12 +383,12 @@ func (c *checker) shardState(w *world, i int) string {
 			holders++
 		case waits:
 			tickets++
-			if !has(s.Parked, t) && !has(s.Local, t) && !has(s.Waiting, t) && s.Reclaimer != t {
+			if !has(s.Parked, t) && !has(s.Local, t) && !has(s.Waiting, t) && !has(s.Ending, t) && s.Reclaimer != t {
 				return fmt.Sprintf("I1: ticket %d waits, and the machine does not know it", t)
 			}
 		}
 	}
-	known := len(s.Parked) + len(s.Local) + len(s.Waiting) + flags(s.Reclaimer != 0)
+	known := len(s.Parked) + len(s.Local) + len(s.Waiting) + len(s.Ending) + flags(s.Reclaimer != 0)
 	making := s.Life == shard.Initialising || s.Life == shard.Recovering
 	life := s.Life
 	if life == shard.Initialising {
@@ -393,6 +400,7 @@ func (c *checker) shardState(w *world, i int) string {
 		name   string
 	}{
 		{s.Refs != holders, "I5: refs = accessors held"},
+		{len(s.Ending) > 0 && (s.Refs == 0 || w.net.ReadOnly || s.Life == shard.None), "a destruction waits ⇒ accessors are open, and it can be recorded"},
 		{known != tickets, "I1: a ticket is known twice, or after its answer"},
 		{(s.Life == shard.Available) != (s.Index == Indexed), "I7: available ⇔ indexed"},
 		{s.Handle == Open && (s.Life != shard.Available || !s.Data.readable()), "open ⇒ available and readable"},
@@ -502,6 +510,12 @@ func (w *world) finishOne(variant int) bool {
 		if ins := w.completions(i); len(ins) > 0 {
 			in := ins[[...]int{0, len(ins) - 1, len(ins) / 2}[variant]]
 			w.apply(move{shard: i, in: in}, nil)
+			return true
+		}
+	}
+	for i := range w.cfg.shards { // what waits for readers ends with them
+		if s := &w.shards[i]; len(s.Ending) > 0 && s.Refs > 0 {
+			w.apply(move{shard: i, in: Input{Trigger: Release}}, nil)
 			return true
 		}
 	}

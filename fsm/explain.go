@@ -105,6 +105,9 @@ type Answer struct {
 	Refs    int32  `json:"refs"`
 	Parked  int    `json:"parked"`  // acquires that wait
 	Waiting int    `json:"waiting"` // registrations and recoveries that wait
+	// Ending are destructions that wait until the accessors are closed. Nobody gets
+	// another one meanwhile.
+	Ending int `json:"ending,omitempty"`
 	// Job is the running job, empty if none. FormerLife: it must end before this
 	// life can start one of its own.
 	Job         string `json:"job,omitempty"`
@@ -138,9 +141,9 @@ type QueuePlace struct {
 // what is missing.
 func Why(n *Net, s *Shard) Answer {
 	a := Answer{
-		Ready: s.Life == shard.Available && s.Handle == Open,
+		Ready: s.Life == shard.Available && s.Handle == Open && len(s.Ending) == 0,
 		Life:  s.Life.String(), Data: s.Data.String(), Index: s.Index.String(), Handle: s.Handle.String(),
-		Refs: s.Refs, Parked: s.acquires(), Waiting: len(s.Waiting),
+		Refs: s.Refs, Parked: s.acquires(), Waiting: len(s.Waiting), Ending: len(s.Ending),
 	}
 	if s.job != JobNone {
 		a.Job, a.Attempt, a.FormerLife = s.job.String(), s.Attempt, s.stale
@@ -172,6 +175,11 @@ func missing(n *Net, s *Shard) (vs []Verdict) {
 		}
 	}
 	for _, t := range n.m.autos {
+		if t.Name == "destroy-waited" && len(s.Ending) > 0 {
+			return append(vs, t.explain(n, s, &Input{}))
+		}
+	}
+	for _, t := range n.m.autos {
 		if t.onTheWay(n, s) {
 			vs = append(vs, t.explain(n, s, &Input{}))
 		}
@@ -194,7 +202,7 @@ func wayOut(n *Net, s *Shard) (in Input, ask bool) {
 // onTheWay says whether the component machines stand where t begins. Only
 // transitions that move one of them towards an accessor count.
 func (t *Transition) onTheWay(n *Net, s *Shard) bool {
-	if t.Name == "give-up" || t.Name == "forget-probe" {
+	if t.Name == "give-up" || t.Name == "forget-probe" || t.Name == "destroy-waited" {
 		return false
 	}
 	for _, g := range t.Guards {
@@ -228,6 +236,9 @@ func (a Answer) Text(when func(time int64) string) string {
 	}
 	if q := a.Queue; q != nil {
 		fmt.Fprintf(&b, "  waits for a %s slot: %d of %d in use, %d ahead in the queue\n", q.Slot, q.Used, q.Capacity, q.Ahead)
+	}
+	if a.Ending > 0 {
+		fmt.Fprintf(&b, "  ending: %d destructions wait for the accessors to be closed\n", a.Ending)
 	}
 	if a.Cause != "" {
 		fmt.Fprintf(&b, "  last failure: %q\n", a.Cause)

@@ -24,6 +24,7 @@ type config struct {
 	noDownload      bool // acquires that forbid a download
 	direct, copied  bool // sources read in place, sources that need a copy
 	reclaim, slow   bool
+	ends            bool // destructions that wait for readers, or cut them off
 	overdue         bool // probes and opens that take long
 	follower        bool // read-only from the start: another hand writes the records
 }
@@ -73,7 +74,7 @@ type world struct {
 	net     Net
 	shards  [2]Shard
 	fates   [2]fate
-	callers [2]caller
+	callers [3]caller
 	cfg     *config
 	// broken says which rule of the game was broken on the way here, if any.
 	broken string
@@ -133,6 +134,7 @@ func (w *world) cloneInto(c *world) *world {
 		s.Parked = append(old.Parked[:0], s.Parked...)
 		s.Local = append(old.Local[:0], s.Local...)
 		s.Waiting = append(old.Waiting[:0], s.Waiting...)
+		s.Ending = append(old.Ending[:0], s.Ending...)
 	}
 	return c
 }
@@ -163,6 +165,7 @@ func (w *world) key() (k worldKey) {
 		put(int(s.Refs))
 		put(code(s.Parked)<<4 | code(s.Local))
 		put(code(s.Waiting)<<4 | int(s.Reclaimer))
+		put(code(s.Ending))
 		put(int(f.durable) | flags(f.lazy, f.direct, f.open, f.distrusted)<<4 | flags(f.mended)<<3)
 		put(int(f.job) | int(f.token)<<4)
 	}
@@ -242,6 +245,9 @@ func (m move) String() string {
 		if set {
 			text += " " + name
 		}
+	}
+	if in.Patience != Refuse {
+		text += fmt.Sprintf(" patience=%d", in.Patience)
 	}
 	if in.Fault != FaultSource {
 		text += fmt.Sprintf(" fault=%d", in.Fault)
@@ -380,6 +386,10 @@ func (w *world) requests(i int, t Ticket, step func(int, Input)) {
 	}
 	step(i, Input{Trigger: Recover, Ticket: t})
 	step(i, Input{Trigger: Destroy, Ticket: t})
+	if w.cfg.ends {
+		step(i, Input{Trigger: Destroy, Ticket: t, Patience: AwaitReaders})
+		step(i, Input{Trigger: Destroy, Ticket: t, Patience: CutReaders})
+	}
 	if w.cfg.reclaim {
 		step(i, Input{Trigger: Reclaim, Ticket: t})
 	}
@@ -496,11 +506,7 @@ func (w *world) request(m move) {
 			w.callers[in.Ticket-1] = caller{}
 		}
 	case Supersede: // open accessors go on, and count no more
-		for c := range w.callers {
-			if w.callers[c] == (caller{holds, int8(m.shard)}) {
-				w.callers[c] = caller{}
-			}
-		}
+		w.cutOff(m.shard)
 		f := &w.fates[m.shard]
 		f.durable, f.distrusted, f.mended = shard.None, false, false
 	case Release:
@@ -575,7 +581,7 @@ func (w *world) wake(shards []*Shard, seen func(int, *Input, *Out)) {
 func (w *world) lose(i int, in Input, frozen bool) {
 	s, f := &w.shards[i], &w.fates[i]
 	before := *s
-	before.Parked, before.Local, before.Waiting = cloned(s.Parked), cloned(s.Local), cloned(s.Waiting)
+	before.Parked, before.Local, before.Waiting, before.Ending = cloned(s.Parked), cloned(s.Local), cloned(s.Waiting), cloned(s.Ending)
 	var out Out
 	w.net.Step(s, &in, &out)
 	if len(out.Events) == 0 {
@@ -642,10 +648,21 @@ func (w *world) absorb(i int, in *Input, out *Out) {
 				w.blame("a handle is closed that is not open")
 			}
 			f.open = false
+		case CutOff:
+			w.cutOff(i)
 		case Sweep:
 			if e.Ticket != 0 {
 				w.answer(i, e.Ticket, false)
 			}
+		}
+	}
+}
+
+// cutOff ends the use of the shard's accessors, which count no more.
+func (w *world) cutOff(i int) {
+	for c := range w.callers {
+		if w.callers[c] == (caller{holds, int8(i)}) {
+			w.callers[c] = caller{}
 		}
 	}
 }

@@ -15,7 +15,7 @@ const (
 	Acquire  // NoDownload; the ticket must not be zero, for an accessor is owed
 	Release
 	Recover
-	Destroy
+	Destroy // Patience; the ticket must not be zero if it waits
 	Cancel  // the caller of Ticket no longer waits
 	Reclaim // remove the local copy if nothing needs it
 
@@ -60,6 +60,7 @@ type Input struct {
 	Lazy       bool
 	Direct     bool // the source is read in place
 	NoDownload bool // refuse rather than fetch
+	Patience   Patience
 	Ready      bool // the source can be fetched at once
 	Present    bool // a complete local copy is already there
 	Owned      bool // ... and the store made it
@@ -79,6 +80,18 @@ const (
 	HealOnAcquire
 	// HealNow: it is recovered at once.
 	HealNow
+)
+
+// Patience says what a destruction does about open accessors.
+type Patience uint8
+
+const (
+	// Refuse: nothing; it is refused.
+	Refuse Patience = iota
+	// AwaitReaders: it waits until they are closed. Nobody gets another meanwhile.
+	AwaitReaders
+	// CutReaders: it takes what they read from away.
+	CutReaders
 )
 
 // Fault says what a failed open found.
@@ -123,12 +136,14 @@ const (
 	// ErrSuperseded: the life that the request waited for is not what the record says
 	// any more.
 	ErrSuperseded
+	// ErrEnding: a destruction waits for the open accessors.
+	ErrEnding
 
 	numCodes
 )
 
 var codeNames = [numCodes]string{
-	"ok", "exists", "unknown", "in-use", "not-errored", "errored", "failed", "no-copy", "read-only", "busy", "superseded",
+	"ok", "exists", "unknown", "in-use", "not-errored", "errored", "failed", "no-copy", "read-only", "busy", "superseded", "ending",
 }
 
 func (c Code) String() string { return codeNames[c] }
@@ -156,6 +171,8 @@ const (
 	Sweep
 	// CancelJob: nobody wants the result of the running job; its end is still to come.
 	CancelJob
+	// CutOff: whoever reads from the shard's accessors gets an error from now on.
+	CutOff
 	// NotifyFailure: tell the failure channel.
 	NotifyFailure
 )

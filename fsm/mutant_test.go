@@ -217,6 +217,7 @@ var mistakes = []struct {
 		do(st)
 		st.s.Waiting, st.s.Reclaimer = w, r
 	}},
+	{"keeps who ends it", func(st *step, do func(*step)) { e := cloned(st.s.Ending); do(st); st.s.Ending = e }},
 	{"keeps the wish", func(st *step, do func(*step)) { e := st.s.Eager; do(st); st.s.Eager = e }},
 	{"keeps the cause", func(st *step, do func(*step)) { c := st.s.Cause; do(st); st.s.Cause = c }},
 	{"keeps the distrust", func(st *step, do func(*step)) { f := st.s.Fresh; do(st); st.s.Fresh = f }},

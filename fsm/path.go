@@ -139,7 +139,7 @@ func newPathNode(n *Net, s *Shard, t Ticket) *pathNode {
 	p := &pathNode{s: *s}
 	p.net.m, p.net.ReadOnly = n.m, n.ReadOnly
 	// No guard asks how many wait.
-	p.s.Parked, p.s.Local, p.s.Waiting = oneOf(s.Parked, t), oneOf(s.Local, t), oneOf(s.Waiting, t)
+	p.s.Parked, p.s.Local, p.s.Waiting, p.s.Ending = oneOf(s.Parked, t), oneOf(s.Local, t), oneOf(s.Waiting, t), oneOf(s.Ending, t)
 	p.s.Owner = nil
 	for slot := FetchSlot; slot < numSlots; slot++ {
 		real, q := &n.slots[slot], &p.net.slots[slot]
@@ -207,6 +207,7 @@ func (p *pathNode) cloneInto(c *pathNode) {
 	c.s.Parked = append(s.Parked[:0], p.s.Parked...)
 	c.s.Local = append(s.Local[:0], p.s.Local...)
 	c.s.Waiting = append(s.Waiting[:0], p.s.Waiting...)
+	c.s.Ending = append(s.Ending[:0], p.s.Ending...)
 }
 
 // pathKey identifies a node up to the names of attempts, tickets and times.
@@ -219,7 +220,7 @@ type pathKey struct {
 	queued                           Slot
 	refs                             int32
 	parked, local, waiting, reclaims bool
-	readOnly                         bool
+	ending, readOnly                 bool
 	bits                             int
 	claims                           [numSlots]int
 }
@@ -228,7 +229,7 @@ func (p *pathNode) key() pathKey {
 	s := &p.s
 	return pathKey{
 		s.Life, s.Data, s.Index, s.Handle, s.job, s.Queued, s.Refs,
-		len(s.Parked) > 0, len(s.Local) > 0, len(s.Waiting) > 0, s.Reclaimer != 0, p.net.ReadOnly,
+		len(s.Parked) > 0, len(s.Local) > 0, len(s.Waiting) > 0, s.Reclaimer != 0, len(s.Ending) > 0, p.net.ReadOnly,
 		flags(s.Lazy, s.Eager, s.Owned, s.Healing, s.Fresh, s.Retried, s.Ailing, s.Cause != nil, s.slow, s.stale), p.claims,
 	}
 }
@@ -264,6 +265,9 @@ func (p *pathNode) inputs(goal Goal) (ps []PathStep) {
 	switch goal {
 	case GoalAccessor, GoalAvailable:
 		switch {
+		case goal == GoalAccessor && len(s.Ending) > 0:
+			ask(Cancel, 1, "the giving up of the destruction")
+			ps[len(ps)-1].in.Ticket = s.Ending[0]
 		case s.Life == shard.None:
 			ask(Register, 1, "a registration")
 		case len(s.Parked) == 0:
@@ -280,6 +284,10 @@ func (p *pathNode) inputs(goal Goal) (ps []PathStep) {
 			ask(Destroy, 1, "a destroy request")
 		} else {
 			ask(Reclaim, 1, "a collection of local copies")
+		}
+	case goalAnswer:
+		if len(s.Ending) > 0 && s.Refs > 0 {
+			ask(Release, int(s.Refs), "the closing of "+counted(int(s.Refs), "accessor"))
 		}
 	}
 	ps = p.endings(ps)
@@ -375,6 +383,11 @@ func (p *pathNode) apply() []Reply {
 	for _, t := range out.Fired {
 		if len(st.Fires) == 0 || st.Fires[len(st.Fires)-1] != t.Name {
 			st.Fires = append(st.Fires, t.Name)
+		}
+	}
+	for _, e := range out.Effects {
+		if e.Kind == Sweep {
+			out.Replies = append(out.Replies, Reply{Ticket: e.Ticket})
 		}
 	}
 	for _, e := range out.Events {

@@ -45,6 +45,8 @@ func perturb(n *Net, s *Shard, p Place, variant int) {
 		} else {
 			s.Cause = nil
 		}
+	case PlaceEnding:
+		s.Ending = toggle(s.Ending)
 	case PlaceWish:
 		s.Eager, s.Lazy = !s.Eager, s.Lazy != (variant > 1)
 	case PlaceJob:
@@ -67,7 +69,7 @@ const perturbations = 3
 func copied(n *Net, s *Shard) (*Net, *Shard) {
 	n2, s2 := *n, *s
 	n2.watch = nil
-	s2.Parked, s2.Local, s2.Waiting = cloned(s.Parked), cloned(s.Local), cloned(s.Waiting)
+	s2.Parked, s2.Local, s2.Waiting, s2.Ending = cloned(s.Parked), cloned(s.Local), cloned(s.Waiting), cloned(s.Ending)
 	for slot := range n2.slots {
 		q := &n2.slots[slot].queue
 		q.items = slices.Clone(q.items)
@@ -125,8 +127,8 @@ func (c *checker) perturbed(t *Transition, st *step) {
 // probes are inputs that differ in everything a guard may look at.
 var probes = []Input{
 	{},
-	{Ticket: 1, NoDownload: true, Ready: true, Present: true, Heal: HealOnAcquire, Fault: FaultIndex, Attempt: 1},
-	{Ticket: 2, Err: errModel, Heal: HealNow, Fault: FaultCopy, Attempt: 2},
+	{Ticket: 1, NoDownload: true, Ready: true, Present: true, Heal: HealOnAcquire, Fault: FaultIndex, Attempt: 1, Patience: AwaitReaders},
+	{Ticket: 2, Err: errModel, Heal: HealNow, Fault: FaultCopy, Attempt: 2, Patience: CutReaders},
 }
 
 // guards: a guard depends on nothing that it does not declare.

@@ -51,7 +51,9 @@ func (n *Net) Revert(s, before *Shard, time int64, seq uint64, out *Out) []Ticke
 	running := !started && s.job != JobNone
 	attempt, owner := s.Attempt, s.Owner
 	tickets := s.waiting(nil) // that of the step itself, too
+	refs := s.Refs + s.cut    // what was closed stays closed
 	*s = *before
+	s.Refs, s.cut = refs, 0
 	s.Attempt, s.Owner, s.Queued = attempt, owner, NoSlot
 	if !running {
 		s.job, s.slow, s.stale = JobNone, false, false
@@ -70,7 +72,7 @@ func (n *Net) Revert(s, before *Shard, time int64, seq uint64, out *Out) []Ticke
 		tickets = append(tickets, s.Reclaimer)
 		s.Reclaimer = 0
 	}
-	s.Parked, s.Local, s.Waiting = nil, nil, nil
+	s.Parked, s.Local, s.Waiting, s.Ending = nil, nil, nil, nil
 	s.Since, s.SinceSeq = after.Since, after.SinceSeq
 	s.stamp(after.differs(s), n.now)
 	return tickets
@@ -83,6 +85,7 @@ func (s *Shard) differs(o *Shard) (set Places) {
 		PlaceHandle: s.Handle != o.Handle, PlaceRefs: s.Refs != o.Refs, PlaceParked: s.acquires() != o.acquires(),
 		PlaceWaiting: len(s.Waiting) != len(o.Waiting) || s.Reclaimer != o.Reclaimer,
 		PlaceFault:   s.Healing != o.Healing || s.Fresh != o.Fresh || s.Retried != o.Retried || s.Ailing != o.Ailing || (s.Cause == nil) != (o.Cause == nil),
+		PlaceEnding:  len(s.Ending) != len(o.Ending),
 		PlaceWish:    s.Eager != o.Eager, PlaceJob: s.job != o.job || s.slow != o.slow || s.stale != o.stale,
 	} {
 		if differ {
@@ -94,7 +97,7 @@ func (s *Shard) differs(o *Shard) (set Places) {
 
 // waiting appends the tickets that wait for the shard and are not among ts.
 func (s *Shard) waiting(ts []Ticket) []Ticket {
-	for _, list := range [...][]Ticket{s.Parked, s.Local, s.Waiting} {
+	for _, list := range [...][]Ticket{s.Parked, s.Local, s.Waiting, s.Ending} {
 		for _, t := range list {
 			if !has(ts, t) {
 				ts = append(ts, t)

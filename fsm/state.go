@@ -112,6 +112,7 @@ const (
 	PlaceParked  // acquires that wait
 	PlaceWaiting // registrations and recoveries that wait for an outcome
 	PlaceFault   // the cause of the last failure, and what it permits
+	PlaceEnding  // destructions that wait for accessors to be closed
 	PlaceWish    // whether initialisation is wanted without an acquire
 	PlaceJob     // the running job: its kind and attempt
 
@@ -126,7 +127,7 @@ const (
 )
 
 var placeNames = [numPlaces]string{
-	"life", "data", "index", "handle", "refs", "parked", "waiting", "fault", "wish", "job",
+	"life", "data", "index", "handle", "refs", "parked", "waiting", "fault", "ending", "wish", "job",
 	"fetch-slots", "index-slots", "open-slots", "journal",
 }
 
@@ -194,6 +195,10 @@ type Shard struct {
 	Parked, Local []Ticket
 	// Waiting are the registrations and recoveries that wait for an outcome.
 	Waiting []Ticket
+	// Ending are the destructions that wait until no accessor is open:
+	//
+	//	Ending ≠ ∅ ⇒ Refs > 0, and the journal takes events
+	Ending []Ticket
 	// Reclaimer is the request that waits for the running removal, if any.
 	Reclaimer Ticket
 	// Cause is why the shard is errored, recovering or ailing; else nil.
@@ -214,6 +219,7 @@ type Shard struct {
 	stale bool // ... is of a former life
 	began stamp
 	wrote Places // by the newest step
+	cut   int32  // references that it took away
 }
 
 // stamp is when something happened.

@@ -67,7 +67,7 @@ func allHold(guards []*Guard, n *Net, s *Shard, in *Input) bool {
 // whether a row of the trigger fired; that none does cannot happen, and is worth a
 // panic of the caller.
 func (n *Net) Step(s *Shard, in *Input, out *Out) bool {
-	s.wrote, n.now = 0, stamp{in.Time, in.Seq}
+	s.wrote, s.cut, n.now = 0, 0, stamp{in.Time, in.Seq}
 	if in.Trigger == Auto {
 		n.settle(s, in, out, 1<<len(n.m.autos)-1)
 		return true

@@ -140,6 +140,9 @@ func haveParked(s *Shard) string { return fmt.Sprintf("%d acquires wait", s.acqu
 func haveAsking(s *Shard) string {
 	return fmt.Sprintf("life is %s, %d acquires and %d others wait", s.Life, s.acquires(), len(s.Waiting))
 }
+func haveEnding(s *Shard) string {
+	return fmt.Sprintf("%d destructions wait, %s", len(s.Ending), haveRefs(s))
+}
 func haveJob(s *Shard) string { return "running job: " + s.job.String() }
 func haveCause(s *Shard) string {
 	if s.Cause == nil {
@@ -171,7 +174,11 @@ var (
 
 	gRefs   = on("accessors open", places(PlaceRefs), "an acquire", func(s *Shard) bool { return s.Refs > 0 }, haveRefs)
 	gNoRefs = on("no accessor open", places(PlaceRefs), "closing the open accessors", func(s *Shard) bool { return s.Refs == 0 }, haveRefs)
-	gAsked  = on("somebody waits for the shard", places(PlaceParked, PlaceWaiting), "an acquire",
+	gEnding = on("a destruction waits", places(PlaceEnding), "a destruction that may wait",
+		func(s *Shard) bool { return len(s.Ending) > 0 }, haveEnding)
+	gStays = on("no destruction waits", places(PlaceEnding), "the closing of the open accessors, or the destruction being given up",
+		func(s *Shard) bool { return len(s.Ending) == 0 }, haveEnding)
+	gAsked = on("somebody waits for the shard", places(PlaceParked, PlaceWaiting), "an acquire",
 		func(s *Shard) bool { return s.acquires()+len(s.Waiting) > 0 }, haveAsking)
 	gParked = on("an acquire waits", places(PlaceParked), "an acquire", func(s *Shard) bool { return s.acquires() > 0 }, haveParked)
 	gNoJob  = on("no job running", places(PlaceJob), "the end of the running job", func(s *Shard) bool { return s.job == JobNone }, haveJob)
@@ -245,12 +252,14 @@ var (
 		func(s *Shard, t Ticket) bool { return has(s.Parked, t) || has(s.Local, t) })
 	gIsWaiting = ticketGuard("ticket waiting", "the ticket is a waiting registration or recovery", PlaceWaiting,
 		func(s *Shard, t Ticket) bool { return has(s.Waiting, t) })
+	gIsEnding = ticketGuard("ticket destroys", "the ticket is a destruction that waits", PlaceEnding,
+		func(s *Shard, t Ticket) bool { return has(s.Ending, t) })
 	gIsReclaimer = ticketGuard("ticket reclaims", "the ticket waits for the running removal", PlaceWaiting,
 		func(s *Shard, t Ticket) bool { return t != 0 && t == s.Reclaimer })
 	gIsGone = &Guard{
-		Name: "ticket answered", Reads: places(PlaceParked, PlaceWaiting), Need: "the ticket was answered", Wakes: "nothing",
+		Name: "ticket answered", Reads: places(PlaceParked, PlaceWaiting, PlaceEnding), Need: "the ticket was answered", Wakes: "nothing",
 		holds: func(n *Net, s *Shard, in *Input) bool {
-			return !gIsParked.holds(n, s, in) && !gIsWaiting.holds(n, s, in) && !gIsReclaimer.holds(n, s, in)
+			return !gIsParked.holds(n, s, in) && !gIsWaiting.holds(n, s, in) && !gIsReclaimer.holds(n, s, in) && !gIsEnding.holds(n, s, in)
 		},
 		have: func(_ *Net, s *Shard, _ *Input) string { return haveAsking(s) },
 	}
@@ -277,6 +286,11 @@ var (
 		},
 		have: func(_ *Net, s *Shard, _ *Input) string { return haveCause(s) },
 	}
+
+	gRefuses = onInput("readers are respected", func(in *Input) bool { return in.Patience == Refuse })
+	gWaits   = onInput("readers are waited for", func(in *Input) bool { return in.Patience == AwaitReaders })
+	gCuts    = onInput("readers are cut off", func(in *Input) bool { return in.Patience == CutReaders })
+	gInsists = onInput("readers do not stop it", func(in *Input) bool { return in.Patience != Refuse })
 
 	gHealHand    = onInput("policy: by hand", func(in *Input) bool { return in.Heal == HealByHand })
 	gHealAcquire = onInput("policy: on acquire", func(in *Input) bool { return in.Heal == HealOnAcquire })

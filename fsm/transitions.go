@@ -29,13 +29,13 @@ var table = []*Transition{
 	{Name: "register-exists", On: Register, Guards: g(gHasLife), Op: OpNone, Does: "refuse: the key is taken", do: answer(ErrExists)},
 	{Name: "register-read-only", On: Register, Guards: g(gNoLife, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
 
-	{Name: "acquire-open", On: Acquire, Guards: g(gOpen), Writes: places(PlaceRefs), Op: OpAcquire,
+	{Name: "acquire-open", On: Acquire, Guards: g(gOpen, gStays), Writes: places(PlaceRefs), Op: OpAcquire,
 		Does: "count a reference and answer with an accessor", do: doAcquireOpen},
-	{Name: "acquire-park", On: Acquire, Guards: g(gServing, gNotOpen, gMayFetch),
+	{Name: "acquire-park", On: Acquire, Guards: g(gServing, gNotOpen, gStays, gMayFetch),
 		Writes: places(PlaceParked), Op: OpAcquire, Does: "wait for the data and the index to be made and opened", do: doPark},
-	{Name: "acquire-local", On: Acquire, Guards: g(gServing, gNotOpen, gMaybeLocal),
+	{Name: "acquire-local", On: Acquire, Guards: g(gServing, gNotOpen, gStays, gMaybeLocal),
 		Writes: places(PlaceParked), Op: OpAcquire, Does: "wait, unless a copy would have to be fetched", do: func(t *step) { t.s.Local = append(t.s.Local, t.in.Ticket) }},
-	{Name: "acquire-no-copy", On: Acquire, Guards: g(gServing, gWouldFetch),
+	{Name: "acquire-no-copy", On: Acquire, Guards: g(gServing, gStays, gWouldFetch),
 		Op: OpAcquire, Does: "refuse: it would need a download", do: answer(ErrNoCopy)},
 	{Name: "acquire-first", On: Acquire, Guards: g(gUnborn, gWritable, gMayFetch),
 		Writes: places(PlaceParked), Op: OpAcquire, Does: "wait; the shard will be initialised", do: doPark},
@@ -43,6 +43,8 @@ var table = []*Transition{
 		Op: OpAcquire, Does: "refuse: initialising may need a download", do: answer(ErrNoCopy)},
 	{Name: "acquire-read-only", On: Acquire, Guards: g(gUnborn, gReadOnly),
 		Op: OpAcquire, Does: "refuse: the index could not be recorded", do: answer(ErrReadOnly)},
+	{Name: "acquire-ending", On: Acquire, Guards: g(gServing, gEnding), Op: OpAcquire,
+		Does: "refuse: a destruction waits for the open accessors", do: answer(ErrEnding)},
 	{Name: "acquire-errored", On: Acquire, Guards: g(gErrored, gNotHealing), Op: OpAcquire,
 		Does: "refuse with the cause", do: answerCause},
 	{Name: "acquire-heal", On: Acquire, Guards: g(gHealing, gMayFetch, gWritable), Op: OpRecover,
@@ -71,7 +73,14 @@ var table = []*Transition{
 	{Name: "destroy", On: Destroy, Guards: g(gHasLife, gNoRefs, gWritable), Op: OpDestroy,
 		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceWish, PlaceJob), Emits: k(shard.EventDestroyed),
 		Does: "end the life; waiting callers learn that the shard is gone; sweep its files, then answer", do: doDestroy},
-	{Name: "destroy-in-use", On: Destroy, Guards: g(gRefs), Op: OpNone, Does: "refuse: accessors are open", do: answer(ErrInUse)},
+	{Name: "destroy-in-use", On: Destroy, Guards: g(gRefs, gRefuses), Op: OpNone, Does: "refuse: accessors are open", do: answer(ErrInUse)},
+	{Name: "destroy-wait", On: Destroy, Guards: g(gRefs, gWaits, gWritable), Writes: places(PlaceEnding), Op: OpNone,
+		Does: "wait until the open accessors are closed; nobody gets another meanwhile",
+		do:   func(t *step) { t.s.Ending = append(t.s.Ending, t.in.Ticket) }},
+	{Name: "destroy-cut", On: Destroy, Guards: g(gRefs, gCuts, gWritable), Op: OpDestroy,
+		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceRefs, PlaceEnding, PlaceWish, PlaceJob), Emits: k(shard.EventDestroyed),
+		Does: "cut the readers off, then as destroy", do: doCutAndDestroy},
+	{Name: "destroy-insist-read-only", On: Destroy, Guards: g(gRefs, gInsists, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
 	{Name: "destroy-read-only", On: Destroy, Guards: g(gHasLife, gNoRefs, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
 	{Name: "destroy-unknown", On: Destroy, Guards: g(gNoLife), Op: OpNone, Does: "refuse: no such shard", do: answer(ErrUnknown)},
 
@@ -79,6 +88,8 @@ var table = []*Transition{
 		Does: "forget the request", do: doCancelAcquire},
 	{Name: "cancel-outcome", On: Cancel, Guards: g(gIsWaiting), Writes: places(PlaceWaiting), Op: OpNone,
 		Does: "forget the request", do: func(t *step) { t.s.Waiting = without(t.s.Waiting, t.in.Ticket) }},
+	{Name: "cancel-destroy", On: Cancel, Guards: g(gIsEnding), Writes: places(PlaceEnding), Op: OpNone,
+		Does: "forget the request; the shard goes on", do: func(t *step) { t.s.Ending = without(t.s.Ending, t.in.Ticket) }},
 	{Name: "cancel-reclaim", On: Cancel, Guards: g(gIsReclaimer), Writes: places(PlaceWaiting), Op: OpNone,
 		Does: "forget the request; the removal goes on", do: func(t *step) { t.s.Reclaimer = 0 }},
 	{Name: "cancel-late", On: Cancel, Guards: g(gIsGone), Op: OpNone, Does: "nothing: it was answered", do: nothing},
@@ -102,8 +113,8 @@ var table = []*Transition{
 	{Name: "resume-heal-read-only", On: Resume, Guards: g(gErrored, gHealNow, gReadOnly), Op: OpNone, Does: "stay errored", do: nothing},
 	{Name: "resume-rested", On: Resume, Guards: g(lifeIs(shard.None, shard.Initialising, shard.Available)), Op: OpNone, Does: "nothing", do: nothing},
 
-	{Name: "freeze", On: Freeze, Op: OpNone, Writes: places(PlaceJournal),
-		Does: "see that the journal takes no more events; what runs ends by itself", do: nothing},
+	{Name: "freeze", On: Freeze, Op: OpNone, Writes: places(PlaceJournal, PlaceEnding),
+		Does: "see that the journal takes no more events, and tell the destructions that wait; what runs ends by itself", do: doFreeze},
 
 	{Name: "close-idle", On: CloseIdle, Guards: g(gOpen, gNoRefs), Op: OpNone, Writes: places(PlaceHandle),
 		Does: "close the shared reader and index", do: func(t *step) { t.closeHandle() }},
@@ -229,6 +240,9 @@ var table = []*Transition{
 	{Name: "open", On: Auto, Guards: g(gAvail, gClosed, gAsked, gReadable, slotFree(OpenSlot)), Slot: OpenSlot, Op: OpNone,
 		Writes: places(PlaceHandle, PlaceJob, PlaceOpenSlots), Does: "open the reader and the index",
 		do: func(t *step) { t.s.Handle = Opening; t.start(JobOpen, OpenSlot) }},
+	{Name: "destroy-waited", On: Auto, Guards: g(gEnding, gNoRefs), Op: OpDestroy,
+		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceEnding, PlaceWish, PlaceJob), Emits: k(shard.EventDestroyed),
+		Does: "as destroy, for the first that waits", do: doDestroyWaited},
 	{Name: "serve", On: Auto, Guards: g(gOpen, gParked), Op: OpNone, Writes: places(PlaceRefs, PlaceParked),
 		Does: "count a reference for each waiting acquire and answer with accessors", do: doServe},
 }
@@ -291,11 +305,33 @@ func doCancelAcquire(t *step) {
 	t.s.Parked, t.s.Local = without(t.s.Parked, t.in.Ticket), without(t.s.Local, t.in.Ticket)
 }
 
-func doDestroy(t *step) {
+func doDestroy(t *step) { t.destroy(t.in.Ticket) }
+
+// doDestroyWaited is for the first of the destructions that wait. The others find no
+// shard.
+func doDestroyWaited(t *step) {
+	first := t.s.Ending[0]
+	t.s.Ending = without(t.s.Ending, first)
+	t.destroy(first)
+	t.answerEnding(ErrUnknown)
+}
+
+// doCutAndDestroy ends the life although accessors are open: they count no more.
+func doCutAndDestroy(t *step) {
+	t.out.Effects = append(t.out.Effects, Effect{Kind: CutOff})
+	t.s.Refs, t.s.cut = 0, t.s.Refs
+	t.destroy(t.in.Ticket)
+	t.answerEnding(ErrUnknown)
+}
+
+// destroy ends the life for ticket, which the sweep answers.
+func (t *step) destroy(ticket Ticket) {
 	t.endLife(ErrUnknown)
 	t.emit(shard.EventDestroyed)
-	t.out.Effects = append(t.out.Effects, Effect{Kind: Sweep, Ticket: t.in.Ticket})
+	t.out.Effects = append(t.out.Effects, Effect{Kind: Sweep, Ticket: ticket})
 }
+
+func doFreeze(t *step) { t.answerEnding(ErrReadOnly) }
 
 // doSupersede ends what is known here of a life that goes on, or ended, elsewhere:
 // its files are not ours to sweep.
@@ -463,6 +499,13 @@ func (t *step) answerWaiting(c Code, cause error) {
 		t.reply(ticket, c, cause)
 	}
 	t.s.Waiting = t.s.Waiting[:0]
+}
+
+func (t *step) answerEnding(c Code) {
+	for _, ticket := range t.s.Ending {
+		t.reply(ticket, c, nil)
+	}
+	t.s.Ending = t.s.Ending[:0]
 }
 
 func (t *step) answerReclaimer(c Code, cause error) {

@@ -1,0 +1,237 @@
+package dagstore_test
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	ipld "github.com/ipfs/go-ipld-format"
+
+	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/shard"
+)
+
+// keeper is a Holder that keeps one accessor and, unless it is stubborn, lets go when
+// asked.
+type keeper struct {
+	acc      *dagstore.ShardAccessor
+	stubborn bool
+	asked    chan shard.Key
+	idle     chan struct{}
+}
+
+func newKeeper(t testing.TB, d *dagstore.DAGStore, k shard.Key) *keeper {
+	t.Helper()
+	h := &keeper{asked: make(chan shard.Key, 8), idle: make(chan struct{}, 8)}
+	h.keep(t, d, k)
+	return h
+}
+
+func (h *keeper) keep(t testing.TB, d *dagstore.DAGStore, k shard.Key) {
+	t.Helper()
+	var err error
+	if h.acc, err = d.AcquireShardSync(background, k, dagstore.AcquireOpts{Holder: h}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (h *keeper) HolderName() string { return "the test's keeper" }
+
+func (h *keeper) LetGo(k shard.Key) {
+	if !h.stubborn {
+		h.acc.Close()
+	}
+	h.asked <- k
+}
+
+func (h *keeper) LetGoIdle() {
+	h.acc.Close()
+	h.idle <- struct{}{}
+}
+
+// TestDestroyAsksHolders: a destruction without options takes no notice of accessors that
+// are kept open for later: who keeps them is asked. Proves A10.
+func TestDestroyAsksHolders(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := start(t, dagstore.Config{})
+		k := key("a")
+		register(t, d, k, carV1())
+		h := newKeeper(t, d, k)
+		destroy(t, d, k)
+		if got := <-h.asked; got != k {
+			t.Errorf("asked for %s", got)
+		}
+		register(t, d, k, carV1())
+		h.keep(t, d, k)
+		acc := acquire(t, d, k)
+		_, err := d.DestroyShardSync(background, k, dagstore.DestroyOpts{})
+		wantErr(t, "destroy what a caller uses", err, dagstore.ErrShardInUse)
+		if want := "1 of callers, 1 of the test's keeper"; !strings.Contains(err.Error(), want) {
+			t.Errorf("%v does not say %q", err, want)
+		}
+		if len(h.asked) != 0 {
+			t.Error("the holder was asked for a destruction that was refused")
+		}
+		readAll(t, acc)
+		closeAll(t, acc)
+		destroy(t, d, k)
+	})
+}
+
+// TestDestroyPatience: a destruction without options waits five seconds for a holder
+// that does not let go, and the shard goes on then. Proves A10.
+func TestDestroyPatience(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := start(t, dagstore.Config{})
+		k := key("a")
+		register(t, d, k, carV1())
+		h := newKeeper(t, d, k)
+		h.stubborn = true
+		began := time.Now()
+		_, err := d.DestroyShardSync(background, k, dagstore.DestroyOpts{})
+		wantErr(t, "destroy", err, dagstore.ErrShardInUse)
+		if took := time.Since(began); took != 5*time.Second {
+			t.Errorf("refused after %s", took)
+		}
+		works(t, d, k)
+		closeAll(t, h.acc)
+	})
+}
+
+// TestDestroyWaits: with Wait a destruction waits for callers too. Who asks for the shard
+// meanwhile is told that it is away, explanations name who holds it, and if the
+// destruction is given up the shard goes on. Proves A10, A2 (acquires), N7.
+func TestDestroyWaits(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := start(t, dagstore.Config{})
+		k := key("a")
+		register(t, d, k, carV1())
+		acc := acquire(t, d, k)
+		h := newKeeper(t, d, k)
+		h.stubborn = true
+		ctx, cancel := context.WithCancel(background)
+		out := make(chan dagstore.ShardResult, 1)
+		if err := d.DestroyShard(ctx, k, out, dagstore.DestroyOpts{Wait: true}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		_, err := d.AcquireShardSync(background, k, dagstore.AcquireOpts{})
+		var away *dagstore.UnavailableError
+		if !errors.As(err, &away) || away.RetryAfter <= 0 || len(away.Shards) != 1 || ipld.IsNotFound(err) || errors.Is(err, dagstore.ErrShardUnknown) {
+			t.Errorf("acquire of a shard whose destruction waits: %v", err)
+		}
+		x, err := d.Explain(k)
+		if err != nil {
+			t.Fatal(err)
+		}
+		text := x.String()
+		for _, r := range d.ExplainRequests(out) {
+			text += r.String()
+		}
+		for _, want := range []string{"destroy-waited", "needs no accessor open; now 2 accessors", "1 accessors of the test's keeper", "the closing of 2 accessors"} {
+			if !strings.Contains(text, want) {
+				t.Errorf("the explanation does not say %q:\n%s", want, text)
+			}
+		}
+		cancel()
+		if res := <-out; !errors.Is(res.Error, context.Canceled) {
+			t.Errorf("given up: %v", res.Error)
+		}
+		works(t, d, k)
+
+		if err := d.DestroyShard(background, k, out, dagstore.DestroyOpts{Wait: true}); err != nil {
+			t.Fatal(err)
+		}
+		readAll(t, acc)
+		closeAll(t, acc, h.acc)
+		if res := <-out; res.Error != nil || res.Seq == 0 {
+			t.Errorf("destroy: %+v", res)
+		}
+		if _, err := d.GetShardInfo(k); !errors.Is(err, dagstore.ErrShardUnknown) {
+			t.Errorf("info of the destroyed shard: %v", err)
+		}
+	})
+}
+
+// TestDestroyWaitsOfTwo: of two destructions that wait, one ends the shard and the other
+// finds none. Proves A10, I1.
+func TestDestroyWaitsOfTwo(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := start(t, dagstore.Config{})
+		k := key("a")
+		register(t, d, k, carV1())
+		acc := acquire(t, d, k)
+		out := make(chan dagstore.ShardResult, 2)
+		for range 2 {
+			if err := d.DestroyShard(background, k, out, dagstore.DestroyOpts{Wait: true}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		settle()
+		closeAll(t, acc)
+		ended, unknown := 0, 0
+		for range 2 {
+			switch res := <-out; {
+			case res.Error == nil:
+				ended++
+			case errors.Is(res.Error, dagstore.ErrShardUnknown):
+				unknown++
+			default:
+				t.Error(res.Error)
+			}
+		}
+		if ended != 1 || unknown != 1 {
+			t.Errorf("%d ended it, %d found none", ended, unknown)
+		}
+	})
+}
+
+// TestDestroyCutsReadersOff: with CutReaders a destruction waits for nobody. Reads end
+// with ErrClosed, and accessors that are closed late take nothing from the next life of
+// the key. Proves A10, I5.
+func TestDestroyCutsReadersOff(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := start(t, dagstore.Config{})
+		k := key("a")
+		register(t, d, k, carV1())
+		old := []*dagstore.ShardAccessor{acquire(t, d, k), acquire(t, d, k)}
+		bs := blockstore(t, old[0])
+		keys, err := bs.AllKeysChan(background)
+		if err != nil {
+			t.Fatal(err)
+		}
+		c := <-keys
+		if _, err := d.DestroyShardSync(background, k, dagstore.DestroyOpts{CutReaders: true}); err != nil {
+			t.Fatal(err)
+		}
+		_, err = bs.Get(background, c)
+		wantErr(t, "a read after the cut", err, dagstore.ErrClosed)
+		register(t, d, k, carV1())
+		acc := acquire(t, d, k)
+		closeAll(t, old...)
+		settle()
+		_, err = d.DestroyShardSync(background, k, dagstore.DestroyOpts{})
+		wantErr(t, "destroy the next life", err, dagstore.ErrShardInUse)
+		readAll(t, acc)
+		closeAll(t, acc)
+		destroy(t, d, k)
+	})
+}
+
+// TestHolderMustCompare: a holder that cannot be told from another is refused.
+func TestHolderMustCompare(t *testing.T) {
+	d := start(t, dagstore.Config{})
+	k := key("a")
+	register(t, d, k, carV1())
+	if _, err := d.AcquireShardSync(background, k, dagstore.AcquireOpts{Holder: manyKeepers{}}); err == nil {
+		t.Error("a holder that cannot be compared was taken")
+	}
+}
+
+type manyKeepers []int
+
+func (manyKeepers) HolderName() string { return "" }
+func (manyKeepers) LetGo(shard.Key)    {}
+func (manyKeepers) LetGoIdle()         {}
