@@ -34,8 +34,8 @@ type specimen struct {
 
 var specimenSizes = []int{1, 3, 2, 4, 1, 6, 2, 1, 2}
 
-// newSpecimen writes one. Unless closed, its writer was killed behind the last
-// append.
+// newSpecimen writes one. Unless closed, its writer was killed in the last append, when
+// all of that was on the disk and HEAD not yet.
 func newSpecimen(t *testing.T, closed bool) *specimen {
 	t.Helper()
 	return newSpecimenOn(t, fsio.NewSim(1), closed)
@@ -46,7 +46,9 @@ func newSpecimenOn(t *testing.T, sim *fsio.Sim, closed bool) *specimen {
 	s := &specimen{sim: sim, closed: closed}
 	j := mustOpen(t, s.sim)
 	m := newScript()
+	var before []byte
 	for _, n := range specimenSizes {
+		before = contents(t, s.sim, filepath.Join(dir, "HEAD"))
 		s.lastFrom = tailSize(j.Stats(), s.sealedBytes(t, s.sim))
 		if _, err := j.Append(m.batch(n)); err != nil {
 			t.Fatal(err)
@@ -58,6 +60,8 @@ func newSpecimenOn(t *testing.T, sim *fsio.Sim, closed bool) *specimen {
 		if err := j.Close(); err != nil {
 			t.Fatal(err)
 		}
+	} else {
+		overwrite(t, s.sim, filepath.Join(dir, "HEAD"), before)
 	}
 	s.sim = s.sim.Kill()
 	s.segments = segmentsOf(t, s.sim)

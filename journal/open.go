@@ -22,10 +22,15 @@ import (
 // the sealed ones; the frames of those are verified by Replay.
 //
 // A tear, which is what a crash leaves of the append it interrupted, is cut and
-// counted in [Stats]. A batch that is whole is kept, synced, whether or not its
+// counted in [Stats]. It is a tear only if HEAD, which is never ahead of what is
+// durable, does not say that there was more: then it is a [*LostError]. A batch that is whole is kept, synced, whether or not its
 // Append returned. Reading errors are returned as they are. Files of other names
 // are left alone.
 func OpenFile(fsys fsio.FS, dir string, opts FileOptions) (*File, error) {
+	return openFile(fsys, dir, opts, nil)
+}
+
+func openFile(fsys fsio.FS, dir string, opts FileOptions, witnesses func() ([]Witness, error)) (*File, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
 		return nil, err
@@ -34,7 +39,7 @@ func OpenFile(fsys fsio.FS, dir string, opts FileOptions) (*File, error) {
 	if err := f.takeLock(); err != nil {
 		return nil, err
 	}
-	if err := f.open(); err != nil {
+	if err := f.open(witnesses); err != nil {
 		// The reason matters; what release says does not.
 		_ = f.release()
 		return nil, err
@@ -67,8 +72,8 @@ func (f *File) takeLock() error {
 	return nil
 }
 
-// open finds out everything, then repairs, then publishes.
-func (f *File) open() error {
+// open finds out everything, questions the witnesses, then repairs.
+func (f *File) open(witnesses func() ([]Witness, error)) error {
 	f.told.epoch = newEpoch()
 	names, err := f.list()
 	if err != nil {
@@ -76,6 +81,10 @@ func (f *File) open() error {
 	}
 	found, err := f.inspect(names)
 	if err != nil {
+		return err
+	}
+	f.show(found)
+	if err := f.question(found, witnesses); err != nil {
 		return err
 	}
 	if err := f.sweep(names.temps, found.leftover); err != nil {
@@ -91,14 +100,21 @@ func (f *File) open() error {
 	if err := f.repair(found); err != nil {
 		return fmt.Errorf("journal: open: %w", err)
 	}
+	f.tell(found.head, false)
+	return nil
+}
+
+// show has f show what was found. Nobody else has f yet.
+func (f *File) show(found *findings) {
+	if len(found.segments) == 0 {
+		return
+	}
 	if h := found.horizon; h != nil {
 		f.mu.horizon, f.mu.baseSize, f.bases = h.at, found.baseSize, []string{baseName(h.at.Seq)}
 	}
 	f.mu.sealed, f.mu.last = found.sealed, found.last
 	f.mu.head, f.mu.end = found.head, found.end
 	*f.mu.pointsOf(found.last.number) = points{all: found.points, sparse: len(found.points)}
-	f.tell(found.head, false)
-	return nil
 }
 
 func newEpoch() uint64 {

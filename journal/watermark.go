@@ -26,12 +26,14 @@ import (
 //	104 20  zero
 //	124  4  CRC32C of bytes 0..124
 //
-// It is never synced and decides nothing about what the journal holds: whoever opens
-// the journal for writing does not read it. So a HEAD that is missing, torn, of
-// another format or behind costs a follower time. But what a HEAD says that can be
-// read is true for ever, because a head is never taken back:
+// It is never synced and adds nothing to what the journal holds. So a HEAD that is
+// missing, torn, of another format or behind costs a follower time. But what a HEAD says
+// that can be read is true for ever, because a head is never taken back:
 //
 //	HEAD says (segment, end, head)  ⇒  [0, end) of segment is durable and ends at head
+//
+// Whoever opens the journal for writing holds it to that: a log that ends before its
+// HEAD is damaged (witness.go).
 const (
 	headName    = "HEAD"
 	headMagic   = "dagsthwm"
