@@ -367,7 +367,7 @@ func TestRestart(t *testing.T) {
 
 				d = again()
 				want := map[dagstore.ShardState]int{dagstore.ShardStateAvailable: 80, dagstore.ShardStateNew: 1, dagstore.ShardStateErrored: 1}
-				settle() // a repository does not record indices
+				settle()
 				all := d.AllShardsInfo()
 				have := make(map[dagstore.ShardState]int)
 				for k, i := range all {

@@ -345,7 +345,11 @@ func (d *DAGStore) recoverState(ctx context.Context) error {
 	switch {
 	case d.journal != nil:
 	case d.cfg.ShardRepo != nil:
-		j, err := openRepoJournal(ctx, d.cfg.ShardRepo)
+		floor, err := d.highestGeneration()
+		if err != nil {
+			return err
+		}
+		j, err := openRepoJournal(ctx, d.cfg.ShardRepo, d.cfg.TransientsDir, floor)
 		if err != nil {
 			return err
 		}

@@ -617,8 +617,9 @@ func TestGetIterableIndex(t *testing.T) {
 		t.Errorf("%d entries, want %d", n, len(cids))
 	}
 	registerLazily(t, d, key("lazy"), carV1())
-	for _, name := range []string{"lazy", "nobody"} {
+	for name, want := range map[string]error{"lazy": dagstore.ErrNotInitialized, "nobody": dagstore.ErrShardUnknown} {
 		_, err := d.GetIterableIndex(key("%s", name))
+		wantErr(t, "index of "+name, err, want)
 		wantErr(t, "index of "+name, err, index.ErrNotFound)
 	}
 }

@@ -9,7 +9,6 @@ import (
 	"time"
 
 	ds "github.com/ipfs/go-datastore"
-	carindex "github.com/ipld/go-car/v2/index"
 
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/projection"
@@ -308,22 +307,6 @@ func summary(rec *projection.Record, i ShardInfo) ShardSummary {
 		s.Error = i.Error.Error()
 	}
 	return s
-}
-
-// GetIterableIndex returns the index of an available shard. It needs no closing.
-func (d *DAGStore) GetIterableIndex(key shard.Key) (carindex.IterableIndex, error) {
-	if err := d.check(); err != nil {
-		return nil, err
-	}
-	idx, err := d.cfg.IndexRepo.GetFullIndex(key)
-	if err != nil {
-		return nil, fmt.Errorf("failed to get iterable index: %w", err)
-	}
-	it, ok := idx.(carindex.IterableIndex)
-	if !ok {
-		return nil, errNotIterable
-	}
-	return it, nil
 }
 
 // Metrics counts what happened since Start.

@@ -20,7 +20,8 @@ import (
 )
 
 // PersistedShard is the predecessor's record of a shard, kept as JSON in a
-// datastore under the shard's key.
+// datastore under the shard's key. What stands behind its six fields is what a
+// [ShardRepo] keeps of ours; the predecessor passes over it.
 type PersistedShard struct {
 	Key           string     `json:"k"`
 	URL           string     `json:"u"`
@@ -28,6 +29,23 @@ type PersistedShard struct {
 	State         ShardState `json:"s"`
 	Lazy          bool       `json:"l"`
 	Error         string     `json:"e"`
+
+	// Gen is the generation of this life, by which its copy and its index are found; 0 is
+	// not known. Seq is the number of the newest event, Changed its time in Unix
+	// nanoseconds.
+	Gen     uint64 `json:"g,omitempty"`
+	Seq     uint64 `json:"q,omitempty"`
+	Changed int64  `json:"c,omitempty"`
+	// Index sums up the index of an available shard.
+	Index PersistedIndex `json:"i,omitzero"`
+}
+
+// PersistedIndex sums up a shard index and what it was built from.
+type PersistedIndex struct {
+	Blocks       uint64 `json:"n"` // indexed sections, duplicates included
+	PayloadBytes uint64 `json:"b"` // sum of the block lengths
+	SourceSize   uint64 `json:"s"` // bytes of the CAR
+	Digest       string `json:"d"` // names the content: 32 bytes in hex
 }
 
 // Shard names a shard for [NewShardAccessor]. It encodes as a [PersistedShard].
@@ -162,14 +180,17 @@ func (d *DAGStore) adoptCopy(p *PersistedShard, gen uint64) string {
 }
 
 // adoptState returns the event after the registration, if there is one: an errored
-// shard stays errored, and an available one whose index can be taken over stays
-// available. All others begin anew.
+// shard stays errored, a recovery that was under way goes on, and an available shard
+// whose index can be taken over stays available. All others begin anew.
 func (d *DAGStore) adoptState(p *PersistedShard, born shard.Event) (shard.Event, bool) {
 	e := born
 	e.State.Lazy = p.Lazy
 	switch p.State {
 	case ShardStateErrored, ShardStateRecovering:
 		e.Kind, e.State.Life, e.State.Reason = shard.EventFailed, shard.Errored, p.Error
+		if p.State == ShardStateRecovering {
+			e.Kind, e.State.Life = shard.EventRecovering, shard.Recovering
+		}
 		if e.State.Reason == "" {
 			e.State.Reason = "unknown; adopted as " + p.State.String()
 		}

@@ -178,17 +178,7 @@ func (m *Memory) Compact(ctx context.Context, at Position, base func(emit func(*
 	if err := checkHorizon(m, at, now); err != nil || at == now {
 		return err
 	}
-	var kept []memoryRun
-	r := newRuns(ctx, at, salt{}, m.isClosed, func(frame []byte, _ int64) error {
-		if h, _ := parseHeader(frame, new(salt)); h.kind == frameBatch {
-			kept = append(kept, memoryRun{payload: string(frame[frameHeaderSize : frameHeaderSize+int(h.length)]), count: int(h.count)})
-		}
-		return nil
-	})
-	err := base(r.emit)
-	if err == nil {
-		err = r.finish()
-	}
+	kept, err := m.keepRuns(ctx, at, nil, base)
 	if err != nil {
 		return fmt.Errorf("journal: compact to %v: nothing was removed: %w", at, err)
 	}
