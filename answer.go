@@ -140,8 +140,11 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 			e.ask(req.holder, lv.key)
 		}
 	default:
-		cause := r.Cause
-		if r.Code == fsm.ErrReadOnly {
+		code, cause := r.Code, r.Cause
+		if e.undecided(req.kind, code) {
+			code = fsm.ErrReadOnly
+		}
+		if code == fsm.ErrReadOnly {
 			cause = e.failed
 		}
 		if r.Code == fsm.ErrInUse && lv != nil {
@@ -158,6 +161,23 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 		if req.kind == fsm.Acquire {
 			at = durable{} // the event was not of its making
 		}
-		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req.key, req.kind, r.Code, cause), Seq: at.seq, Position: at.pos})
+		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req.key, req.kind, code, cause), Seq: at.seq, Position: at.pos})
 	}
+}
+
+// undecided says that the verdict on a change rests on what may turn out otherwise when
+// the store is opened anew: after a write of unknown outcome nobody knows whether a key
+// is taken, or what there is to destroy or to recover. That it was refused is all that
+// can be said.
+func (e *eventLoop) undecided(kind fsm.Trigger, code fsm.Code) bool {
+	if e.failed == nil {
+		return false
+	}
+	switch code {
+	case fsm.ErrExists, fsm.ErrNotErrored:
+		return true
+	case fsm.ErrUnknown:
+		return kind == fsm.Destroy || kind == fsm.Recover
+	}
+	return false
 }

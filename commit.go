@@ -47,9 +47,13 @@ type answer struct {
 
 func (c *commit) full() bool { return len(c.events) >= maxBatchEvents || c.bytes >= maxBatchBytes }
 
-// lastCommit returns the batch that is being collected.
-func (e *eventLoop) lastCommit() *commit {
-	if n := len(e.outbox); n > 0 && !e.outbox[n-1].full() {
+// maxShared is the size in bytes from which events have a batch of their own: what the
+// journal refuses for its size is refused to nobody else.
+const maxShared = 1 << 20
+
+// commitFor returns the batch that is being collected, in which size bytes go.
+func (e *eventLoop) commitFor(size int) *commit {
+	if n := len(e.outbox); n > 0 && !e.outbox[n-1].full() && size < maxShared {
 		return e.outbox[n-1]
 	}
 	c := e.spare
@@ -75,11 +79,15 @@ func (e *eventLoop) recycle(c *commit) {
 // is the shard as it was.
 func (e *eventLoop) record(lv *live, req *request, before *fsm.Shard) {
 	out := &e.out
-	c := e.lastCommit()
+	size := 64 + len(lv.key.String()) + len(lv.url) + len(lv.transient)
+	c := e.commitFor(size)
 	p := pendingStep{lv: lv, event: len(c.events)}
 	for _, ev := range out.Events {
 		c.events = append(c.events, lv.event(ev, e.now))
-		c.bytes += 64 + len(lv.key.String()) + len(lv.url) + len(lv.transient)
+		c.bytes += size + len(c.events[len(c.events)-1].State.Reason)
+	}
+	if size >= maxShared {
+		c.bytes = max(c.bytes, maxBatchBytes) // full
 	}
 	answered := req == nil
 	p.replies.from = len(c.replies)
@@ -227,6 +235,7 @@ func (e *eventLoop) commitFailed(c *commit) {
 	goesOn := !errors.Is(c.err, journal.ErrOutcomeUnknown) && !errors.Is(c.err, journal.ErrReadOnly) &&
 		!errors.Is(c.err, journal.ErrClosed) && e.d.journal.Head().Seq == e.seq-uint64(len(c.events))
 	e.d.log.Error("journal: append failed", "events", len(c.events), "goes on", goesOn, "err", c.err)
+	e.d.health.refusedAppend(len(c.events), c.err)
 	failed := []*commit{c}
 	if goesOn || planted.Bug("store-goes-on-after-unknown") {
 		if !planted.Bug("store-seq-not-given-back") {

@@ -376,7 +376,7 @@ func (e *eventLoop) feed(in *input) {
 			fi.Patience = lv.patience(req.destroy)
 		}
 	} else if c := in.done; c != nil {
-		fi.Attempt, fi.Err, fi.Fault = c.attempt, c.err, c.fault
+		fi.Attempt, fi.Err, fi.Fault = c.attempt, bounded(c.err), c.fault
 		fi.Ready, fi.Present, fi.Owned, fi.Info = c.ready, c.present, c.owned, c.info
 	}
 	if fi.Trigger == fsm.Resume {
@@ -535,7 +535,7 @@ func (e *eventLoop) damage(lv *live, h *handle, fault fsm.Fault, err error) {
 	case lv.busy:
 		lv.deferred = append(lv.deferred, input{ctl: func() { e.damage(lv, h, fault, err) }})
 	default:
-		e.in = fsm.Input{Trigger: fsm.Damage, Fault: fault, Err: err, Time: e.now}
+		e.in = fsm.Input{Trigger: fsm.Damage, Fault: fault, Err: bounded(err), Time: e.now}
 		e.step(lv, nil)
 	}
 }

@@ -62,10 +62,24 @@ type Health struct {
 	ReadOnly error
 	// Follower: the store follows the journal of another process.
 	Follower bool
+	// Refused counts the appends that the journal refused, be it for a moment: a full
+	// disk shows here while the store goes on.
+	Refused RefusedAppends
 	// Recovery is what the start found.
 	Recovery projection.Recovery
 	// Views' checkpoints and the removal of old segments, counted.
 	Checkpoints projection.RunnerStats
+}
+
+// RefusedAppends are the batches of events that the journal did not take since the store
+// was started. What was to become of the shards in them did not come to be, and who asked
+// for it was told.
+type RefusedAppends struct {
+	// Count is how many batches were refused, Events how many events were in them.
+	Count, Events uint64
+	// Last is when the last one was, Err why; the zero time and nil if none was.
+	Last time.Time
+	Err  error
 }
 
 // Live says that the process is worth keeping: the store was not closed.
@@ -121,6 +135,7 @@ type health struct {
 	ended error // why it could not be started, or ErrClosed
 
 	readOnly error
+	refused  RefusedAppends
 	recovery projection.Recovery
 }
 
@@ -129,6 +144,22 @@ func (h *health) setReadOnly(err error) {
 	h.Lock()
 	defer h.Unlock()
 	h.readOnly = err
+}
+
+// refusedAppend notes that the journal did not take a batch of n events.
+func (h *health) refusedAppend(n int, err error) {
+	h.Lock()
+	defer h.Unlock()
+	h.refused.Count++
+	h.refused.Events += uint64(n)
+	h.refused.Last, h.refused.Err = time.Now(), bounded(err)
+}
+
+// whyReadOnly is why the journal takes no more events, or nil.
+func (h *health) whyReadOnly() error {
+	h.Lock()
+	defer h.Unlock()
+	return h.readOnly
 }
 
 func (h *health) end(err error) {
@@ -149,7 +180,7 @@ func (d *DAGStore) Health() Health {
 	}
 	d.health.Lock()
 	defer d.health.Unlock()
-	h.ReadOnly, h.Recovery = d.health.readOnly, d.health.recovery
+	h.ReadOnly, h.Refused, h.Recovery = d.health.readOnly, d.health.refused, d.health.recovery
 	h.State, h.Cause = d.health.judge(running, d.phase.Load() == phaseClosing, h.Views)
 	if now := time.Now(); d.health.since.IsZero() || d.health.state != h.State {
 		d.health.state, d.health.since = h.State, now
@@ -210,6 +241,9 @@ func (h Health) String() string {
 		fmt.Fprintf(&b, ": %q", why)
 	}
 	b.WriteString("\n")
+	if r := h.Refused; r.Count > 0 {
+		fmt.Fprintf(&b, "  the journal refused %d appends, the last one at %s: %q\n", r.Count, r.Last.UTC().Format(time.RFC3339), r.Err)
+	}
 	for _, f := range h.Views {
 		fmt.Fprintf(&b, "  %s\n", f)
 	}
@@ -238,8 +272,24 @@ func (h Health) MarshalJSON() ([]byte, error) {
 		Position string          `json:"position"`
 		Follower bool            `json:"follower,omitempty"`
 		ReadOnly string          `json:"readOnly,omitempty"`
+		Refused  *refusedJSON    `json:"refusedAppends,omitempty"`
 		Views    []FreshnessJSON `json:"views"`
-	}{h.State, h.Since.UTC(), h.Live(), h.Ready(), h.Reason(), h.Head.Seq, h.Head.Token(), h.Follower, text(h.ReadOnly), views})
+	}{h.State, h.Since.UTC(), h.Live(), h.Ready(), h.Reason(), h.Head.Seq, h.Head.Token(), h.Follower, text(h.ReadOnly), h.Refused.json(), views})
+}
+
+type refusedJSON struct {
+	Count  uint64    `json:"count"`
+	Events uint64    `json:"events"`
+	Last   time.Time `json:"last"`
+	Error  string    `json:"error"`
+}
+
+// json is the form for programs, nil if nothing was refused.
+func (r *RefusedAppends) json() *refusedJSON {
+	if r.Count == 0 {
+		return nil
+	}
+	return &refusedJSON{r.Count, r.Events, r.Last.UTC(), r.Err.Error()}
 }
 
 // FreshnessJSON is the form in which freshness is told to programs.

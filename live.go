@@ -117,6 +117,7 @@ func (e *eventLoop) reviveLive(rec *projection.Record) *live {
 // revived ends the making of a live shard.
 func (e *eventLoop) revived(lv *live, mnt mount.Mount, direct bool, err error) {
 	s := &lv.s
+	err = bounded(err)
 	lv.mnt, lv.noMount = mnt, err
 	gen, copied := e.copies[lv.key]
 	switch {
@@ -160,7 +161,7 @@ func (lv *live) event(ev fsm.Event, now int64) shard.Event {
 	switch ev.Life {
 	case shard.Errored, shard.Recovering:
 		if s.Cause != nil {
-			st.Reason = s.Cause.Error()
+			st.Reason = shard.CutText(s.Cause.Error())
 		} else {
 			st.Reason = "unknown"
 		}

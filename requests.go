@@ -67,6 +67,15 @@ type DestroyOpts struct {
 	CutReaders bool
 }
 
+// maxRegistered is how many bytes the URL of a mount and the path of an existing copy may
+// have together: a batch of the journal holds 64 MiB, and one that is not full takes in
+// another event.
+const maxRegistered = 48 << 20
+
+// ErrMountTooLarge is returned by RegisterShard for a mount whose URL is longer than the
+// journal records: that of a BytesMount holds the bytes, in base64.
+var ErrMountTooLarge = errors.New("mount too large")
+
 // request is one call that waits for an answer.
 type request struct {
 	ctx    context.Context
@@ -107,9 +116,9 @@ type registration struct {
 }
 
 // RegisterShard registers a shard and, unless it is lazy, fetches and indexes it.
-// An invalid key, a key that is taken (ErrShardExists) and a mount that the
-// registry does not know (mount.ErrUnrecognizedType) are refused at once; then the
-// channel hears nothing. Otherwise the result is sent to out: when the registration
+// An invalid key, a key that is taken (ErrShardExists), a mount that the registry does
+// not know (mount.ErrUnrecognizedType) and one whose URL is longer than 48 MiB
+// (ErrMountTooLarge) are refused at once; then the channel hears nothing. Otherwise the result is sent to out: when the registration
 // is durable if lazy, else when the shard is available or errored. out may be nil.
 //
 // An acquire may be queued as soon as RegisterShard has returned.
@@ -132,12 +141,16 @@ func (d *DAGStore) register(req *request, mnt mount.Mount, opts RegisterOpts) er
 	if err != nil {
 		return fmt.Errorf("register shard %q: %w", key, err)
 	}
+	url := u.String()
+	if n := len(url) + len(opts.ExistingTransient); n > maxRegistered {
+		return fmt.Errorf("register shard %q: %w: its mount's URL and the path of its copy take %d bytes, at most %d are recorded; keep the data in a file, and register where that is", key, ErrMountTooLarge, n, maxRegistered)
+	}
 	info := mnt.Info()
 	if !info.AccessSequential {
 		return fmt.Errorf("register shard %q: mount %T must support sequential access", key, mnt)
 	}
 	reg := &registration{
-		mnt: mnt, url: u.String(), transient: opts.ExistingTransient, lazy: opts.LazyInitialization,
+		mnt: mnt, url: url, transient: opts.ExistingTransient, lazy: opts.LazyInitialization,
 		direct: !mount.NeedsCopy(info),
 	}
 	req.reg = reg
@@ -146,7 +159,7 @@ func (d *DAGStore) register(req *request, mnt mount.Mount, opts RegisterOpts) er
 	_, registering := d.mu.registering[key]
 	if registering || d.existsLocked(key) {
 		d.mu.Unlock()
-		return fmt.Errorf("%s: %w", key, ErrShardExists)
+		return d.decided(key, ErrShardExists)
 	}
 	d.mu.registering[key] = reg
 	d.mu.Unlock()
@@ -211,6 +224,15 @@ func (d *DAGStore) known(key shard.Key) error {
 	return nil
 }
 
+// decided is the refusal of a change because a key is taken or names no shard, if that
+// is known for good: see eventLoop.undecided.
+func (d *DAGStore) decided(key shard.Key, err error) error {
+	if cause := d.health.whyReadOnly(); cause != nil {
+		return errorFor(key, fsm.Register, fsm.ErrReadOnly, cause)
+	}
+	return fmt.Errorf("%s: %w", key, err)
+}
+
 func (d *DAGStore) request(req *request) error {
 	if d.tail != nil {
 		if req.kind != fsm.Acquire {
@@ -219,6 +241,9 @@ func (d *DAGStore) request(req *request) error {
 		req.noDownload = true
 	}
 	if err := d.known(req.key); err != nil {
+		if req.kind != fsm.Acquire && errors.Is(err, ErrShardUnknown) {
+			return d.decided(req.key, ErrShardUnknown)
+		}
 		return err
 	}
 	return d.loop.submit(req)
