@@ -23,6 +23,9 @@ import (
 var (
 	// ErrMalformed: the bytes are not a CAR.
 	ErrMalformed = carscan.ErrMalformed
+	// ErrNotFinalised: a CARv2 whose writer stopped before the end, or still writes: its
+	// header was never filled in. It is ErrMalformed too.
+	ErrNotFinalised = carscan.ErrNotFinalised
 	// ErrTruncated: the file ends before what it promises.
 	ErrTruncated = carscan.ErrTruncated
 	// ErrLimit: a bound of BuildOptions was exceeded.
@@ -39,6 +42,12 @@ var (
 // the kind.
 type SourceError = carscan.Error
 
+// Skipped are sections that were left out of an index: how many, and the first of them.
+type Skipped = carscan.Skipped
+
+// SkippedSection is one of [Skipped].
+type SkippedSection = carscan.SkippedSection
+
 // BuildOptions bounds and directs [Build]. The zero value is safe for the files of
 // strangers.
 type BuildOptions struct {
@@ -47,11 +56,16 @@ type BuildOptions struct {
 	// Workers hash in parallel; 0 means GOMAXPROCS.
 	Workers int
 	// MaxHeaderBytes, MaxRoots, MaxSectionBytes, MaxRecords; 0 means 1 MiB, 4,096,
-	// 32 MiB, 1<<32 - 1.
+	// 32 MiB, 1<<32 - 1. MaxSectionBytes is 1 GiB at most.
 	MaxHeaderBytes  int
 	MaxRoots        int
 	MaxSectionBytes int
 	MaxRecords      uint64
+	// SkipUnsupported leaves out of the index the blocks whose hashes nothing here can
+	// check (functions that are not known, digests under 20 bytes, identity of more than
+	// 128), in place of ErrUnsupportedHash. [Draft.Skipped] lists them. They are then in
+	// the file and not found.
+	SkipUnsupported bool
 	// Progress, if set, is told after every chunk how many bytes of the source and
 	// how many blocks are done. Calls do not overlap and hold up the work.
 	Progress func(bytes, blocks uint64)
@@ -59,7 +73,8 @@ type BuildOptions struct {
 	// against the header of the section that it names, instead of scanning: blocks
 	// are then not hashed, and blocks that the index leaves out are not indexed. For
 	// sources that are trusted. A file without an embedded MultihashIndexSorted is
-	// scanned; one whose index is false is an error.
+	// scanned; one whose index is false is an error. Zeros behind the index are padding,
+	// as in a Filecoin piece.
 	TrustEmbeddedIndex bool
 	// Spill makes temporary files for what does not fit Memory, a few at most for a
 	// build; nil keeps everything in memory, at some 70 bytes a block. Repositories
@@ -83,6 +98,7 @@ func (o BuildOptions) scan() carscan.Options {
 		MaxSectionBytes: o.MaxSectionBytes,
 		MaxRecords:      o.MaxRecords,
 		SkipVerify:      o.SkipVerify,
+		SkipUnsupported: o.SkipUnsupported,
 		Workers:         o.Workers,
 		Progress:        o.Progress,
 	}
@@ -108,6 +124,7 @@ func Build(ctx context.Context, r io.ReaderAt, size int64, opts BuildOptions) (*
 		if err != nil {
 			return header{}, err
 		}
+		d.skipped = sum.Skipped
 		return header{payload: sum.PayloadBytes, binding: bindingOf(&sum.Layout, size, sum.Digest)}, nil
 	})
 }
@@ -150,16 +167,46 @@ func embeddedIndex(r io.ReaderAt, size int64, opts BuildOptions) (carindex.Itera
 		return nil, nil
 	}
 	at := int64(l.IndexOffset)
-	section := io.NewSectionReader(r, at, size-at)
+	section := io.NewSectionReader(filled{r}, at, size-at)
 	if codec, err := foreignCodec(section); err != nil || codec != multicodec.CarMultihashIndexSorted {
 		return nil, err
 	}
-	idx, err := ReadForeignIndex(section, section.Size())
+	n, err := foreignLength(section, section.Size())
+	if err != nil {
+		return nil, fmt.Errorf("embedded index: %w", err)
+	}
+	if err := checkPadding(section, n, section.Size()); err != nil {
+		return nil, fmt.Errorf("embedded index: %w", err)
+	}
+	idx, err := ReadForeignIndex(section, n)
 	if err != nil {
 		return nil, fmt.Errorf("embedded index: %w", err)
 	}
 	return idx.(carindex.IterableIndex), nil
 }
+
+// paddingLooked is how much of what follows an embedded index is looked at. The padding
+// of a piece is up to half of it; who trusts the index is spared reading that.
+const paddingLooked = 1 << 20
+
+// checkPadding says whether from n to size there are zeros.
+func checkPadding(r io.ReaderAt, n, size int64) error {
+	buf := make([]byte, min(size-n, paddingLooked))
+	if got, err := carscan.FillAt(r, buf, n); err != nil && !errors.Is(err, io.EOF) {
+		return err
+	} else if got < len(buf) {
+		return fmt.Errorf("%w: the source ends %d bytes early", ErrBadIndex, len(buf)-got)
+	}
+	if i := bytes.IndexFunc(buf, func(c rune) bool { return c != 0 }); i >= 0 {
+		return fmt.Errorf("%w: bytes after its end that are not zero, at %d of %d", ErrBadIndex, n+int64(i), size)
+	}
+	return nil
+}
+
+// filled reads on where a reader of others gives less than was asked for.
+type filled struct{ r io.ReaderAt }
+
+func (f filled) ReadAt(p []byte, at int64) (int, error) { return carscan.FillAt(f.r, p, at) }
 
 // DraftFromIndex drafts an index from one that somebody else made over the same
 // source. Each section header is read at its offset, to learn the sizes and to see
@@ -196,6 +243,7 @@ func DraftFromIndex(ctx context.Context, idx carindex.Index, r io.ReaderAt, size
 		if sections.claims.sum != claimed.sum {
 			return header{}, fmt.Errorf("%w: it names blocks that are not at the offsets it gives", ErrBadIndex)
 		}
+		d.skipped = sections.skipped
 		offsets = nil // not wanted while the draft is sorted
 		return header{payload: sections.payload, binding: bindingOf(l, size, sections.digest.Sum())}, nil
 	})
@@ -230,7 +278,8 @@ func draftByAsking(ctx context.Context, idx carindex.Index, r io.ReaderAt, size 
 		return d.add(rec.Code, rec.Digest, Entry{rec.Offset, rec.HeaderLen, rec.Size})
 	}
 	return drafting(ctx, &opts, func(d *drafter) (header, error) {
-		_, err := carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error { return keep(d, rec) })
+		sum, err := carscan.Scan(ctx, r, size, opts.scan(), func(rec *carscan.Record) error { return keep(d, rec) })
+		d.skipped = sum.Skipped
 		return header{payload: payload, binding: bindingOf(l, size, content.Sum())}, err
 	})
 }
@@ -279,6 +328,7 @@ type sectionReader struct {
 	claims  claimSet
 	drafter *drafter
 	payload uint64
+	skipped Skipped
 }
 
 func (s *sectionReader) readAll(ctx context.Context, offsets []uint64, progress func(bytes, blocks uint64)) error {
@@ -299,7 +349,9 @@ func (s *sectionReader) readAll(ctx context.Context, offsets []uint64, progress 
 		if offset < end {
 			return fmt.Errorf("%w: an entry at %d lies inside the section before it, which ends at %d", ErrBadIndex, offset, end)
 		}
-		if err := carscan.SectionAt(s.r, s.layout, offset, s.opts, buf[:], &rec); err != nil {
+		err := carscan.SectionAt(s.r, s.layout, offset, s.opts, buf[:], &rec)
+		left := s.opts.SkipUnsupported && errors.Is(err, ErrUnsupportedHash)
+		if err != nil && !left {
 			if e := (*carscan.Error)(nil); errors.As(err, &e) {
 				return fmt.Errorf("%w: no section at %d: %w", ErrBadIndex, offset, err)
 			}
@@ -308,6 +360,10 @@ func (s *sectionReader) readAll(ctx context.Context, offsets []uint64, progress 
 		end = offset + uint64(rec.HeaderLen) + uint64(rec.Size)
 		s.claims.add(rec.Code, rec.Digest, offset)
 		s.digest.Add(&rec)
+		if left {
+			s.skipped.Note(&rec, len(rec.Digest))
+			continue
+		}
 		s.payload += uint64(rec.Size)
 		if err := s.drafter.add(rec.Code, rec.Digest, Entry{offset, rec.HeaderLen, rec.Size}); err != nil {
 			return err

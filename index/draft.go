@@ -32,6 +32,8 @@ type Draft struct {
 	runs   *runs // nil: everything is in memory
 	share  *share
 	told   func(done, total uint64)
+
+	skipped Skipped
 }
 
 // draftGroup holds the records of one group in the order in which they came.
@@ -65,6 +67,8 @@ type drafter struct {
 	last   *draftGroup   // the group of the last record
 	n      uint64
 	told   func(done, total uint64) // of the draft
+
+	skipped Skipped
 
 	spill  *spill // nil: everything stays in memory
 	sorter sorter
@@ -273,7 +277,7 @@ func (d *drafter) finish(head header) *Draft {
 // draft sorts what was collected, or completes the runs. The draft takes over what
 // the drafter has; after an error close gives it back.
 func (d *drafter) draft(head header) (*Draft, error) {
-	out := &Draft{head: head, told: d.told}
+	out := &Draft{head: head, told: d.told, skipped: d.skipped}
 	out.head.records = d.n
 	spilled := d.spill != nil && !d.spill.runs.empty()
 	if spilled {
@@ -455,6 +459,10 @@ func (d *Draft) Info() shard.IndexInfo { return d.head.info() }
 
 // Len counts the records, duplicates included.
 func (d *Draft) Len() uint64 { return d.head.records }
+
+// Skipped lists the sections that were left out for their hashes
+// (BuildOptions.SkipUnsupported).
+func (d *Draft) Skipped() Skipped { return d.skipped }
 
 // Binding says which source the draft was built from; false if it is unbound.
 func (d *Draft) Binding() (Binding, bool) {

@@ -13,6 +13,7 @@ import (
 	"github.com/multiformats/go-multicodec"
 	"github.com/multiformats/go-multihash"
 
+	"github.com/dagstore/dagstore/internal/carscan"
 	"github.com/dagstore/dagstore/internal/cids"
 )
 
@@ -112,10 +113,28 @@ func (x *ShardIndex) ForEach(fn func(multihash.Multihash, uint64) error) error {
 	})
 }
 
+// WithoutIdentity is idx without the identity multihashes where it is listed: they carry
+// their blocks themselves, and IPNI wants them left out of what is advertised. Asked for
+// one it still answers; Marshal writes all.
+func WithoutIdentity(idx carindex.IterableIndex) carindex.IterableIndex {
+	return withoutIdentity{idx}
+}
+
+type withoutIdentity struct{ carindex.IterableIndex }
+
+func (x withoutIdentity) ForEach(fn func(multihash.Multihash, uint64) error) error {
+	return x.IterableIndex.ForEach(func(mh multihash.Multihash, offset uint64) error {
+		if code, _, ok := cids.Split(mh); ok && code == multihash.IDENTITY {
+			return nil
+		}
+		return fn(mh, offset)
+	})
+}
+
 // foreignCodec reads the codec of go-car index bytes.
 func foreignCodec(r io.ReaderAt) (multicodec.Code, error) {
 	var b [binary.MaxVarintLen64]byte
-	n, err := r.ReadAt(b[:], 0)
+	n, err := carscan.FillAt(r, b[:], 0)
 	if err != nil && !errors.Is(err, io.EOF) {
 		return 0, err
 	}
@@ -124,6 +143,58 @@ func foreignCodec(r io.ReaderAt) (multicodec.Code, error) {
 		return 0, fmt.Errorf("%w: it has no codec", ErrBadIndex)
 	}
 	return multicodec.Code(v), nil
+}
+
+// foreignLength returns how many of size bytes the MultihashIndexSorted takes at whose
+// codec r begins, without reading its records.
+func foreignLength(r io.ReaderAt, size int64) (int64, error) {
+	var b [binary.MaxVarintLen64]byte
+	if n, err := carscan.FillAt(r, b[:], 0); err != nil && !errors.Is(err, io.EOF) || n == 0 {
+		return 0, err
+	}
+	_, n := binary.Uvarint(b[:])
+	at := int64(n)
+	field := func(width int64) (v uint64, err error) {
+		if width > size-at {
+			return 0, fmt.Errorf("%w: it ends inside a length, at %d", ErrBadIndex, size)
+		}
+		b := b[:width]
+		if _, err := carscan.FillAt(r, b, at); err != nil {
+			return 0, err
+		}
+		at += width
+		if width == 4 {
+			return uint64(binary.LittleEndian.Uint32(b)), nil
+		}
+		return binary.LittleEndian.Uint64(b), nil
+	}
+	functions, err := field(4)
+	groups := uint64(0)
+	for ; functions > 0 && err == nil; functions-- {
+		var widths uint64
+		if _, err = field(8); err == nil {
+			widths, err = field(4)
+		}
+		if groups += max(widths, 1); groups > maxGroups && err == nil { // a draft holds no more
+			err = fmt.Errorf("%w: more than %d kinds of multihash", ErrBadIndex, maxGroups)
+		}
+		for ; widths > 0 && err == nil; widths-- {
+			var n uint64
+			if _, err = field(4); err == nil {
+				n, err = field(8)
+			}
+			if err == nil && n > uint64(size-at) {
+				err = fmt.Errorf("%w: records of %d bytes at %d, it has %d", ErrBadIndex, n, at, size)
+			}
+			if err == nil {
+				at += int64(n)
+			}
+		}
+	}
+	if err != nil {
+		return 0, err
+	}
+	return at, nil
 }
 
 // ReadForeignIndex reads index bytes in go-car's forms, IndexSorted and
@@ -137,7 +208,7 @@ func foreignCodec(r io.ReaderAt) (multicodec.Code, error) {
 // not know its hash functions and can only be asked.
 func ReadForeignIndex(r io.ReaderAt, size int64) (carindex.Index, error) {
 	var buf bytes.Buffer
-	if _, err := io.Copy(&buf, io.NewSectionReader(r, 0, size)); err != nil {
+	if _, err := io.Copy(&buf, io.NewSectionReader(filled{r}, 0, size)); err != nil {
 		return nil, err
 	}
 	if int64(buf.Len()) != size {

@@ -91,6 +91,10 @@ func FuzzForeignIndex(f *testing.F) {
 		if !ok {
 			return
 		}
+		padded := append(bytes.Clone(b), make([]byte, 100)...)
+		if n, err := foreignLength(bytes.NewReader(padded), int64(len(padded))); n != int64(len(b)) && len(it.(*foreignMultihashIndex).buckets) <= maxGroups {
+			t.Fatalf("an index of %d bytes, padded: %d, %v", len(b), n, err)
+		}
 		list := func(it carindex.IterableIndex) (out []string) {
 			if err := it.ForEach(func(mh multihash.Multihash, at uint64) error {
 				out = append(out, fmt.Sprintf("%x %d", []byte(mh), at))

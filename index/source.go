@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"sync"
 
 	"github.com/dagstore/dagstore/internal/carscan"
@@ -30,7 +31,7 @@ func (x *ShardIndex) CheckSource(r io.ReaderAt, size int64) error {
 		return mismatch("size", b.SourceSize, size)
 	}
 	// What was indexed under wider limits must pass here too.
-	opts := carscan.Options{MaxHeaderBytes: max(int(b.HeaderLen), 1<<20), MaxRoots: 1 << 20, MaxSectionBytes: 1 << 30}
+	opts := carscan.Options{MaxHeaderBytes: max(int(b.HeaderLen), 64<<20), MaxRoots: math.MaxInt32, MaxSectionBytes: 1 << 30}
 	l, err := carscan.ReadLayout(r, size, opts)
 	if err != nil {
 		return asMismatch("headers", "those indexed", err)

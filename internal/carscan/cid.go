@@ -47,13 +47,17 @@ type rawCID struct {
 	mh     int // where the multihash starts
 	code   uint64
 	digest []byte
+	// digestLen is the digest's length, also if it is cut off; then len is where it starts.
+	digestLen uint64
 }
+
+const digestCut = "not a CID: its digest is cut off"
 
 // parseCID parses the CID at the front of b; what is "" if there is a well-formed
 // one, else says what is wrong.
 func parseCID(b []byte, c *rawCID) (what string) {
 	if len(b) >= 34 && b[0] == multihash.SHA2_256 && b[1] == 32 { // CIDv0
-		*c = rawCID{34, 0, multihash.SHA2_256, b[2:34]}
+		*c = rawCID{34, 0, multihash.SHA2_256, b[2:34], 32}
 		return ""
 	}
 	at := 0
@@ -78,11 +82,15 @@ func parseCID(b []byte, c *rawCID) (what string) {
 		return "not a CID: bad multihash function"
 	}
 	n, ok := next()
-	if !ok || n > uint64(len(b)-at) {
-		return "not a CID: its digest is cut off"
+	if !ok {
+		return "not a CID: bad digest length"
+	}
+	if n > uint64(len(b)-at) {
+		*c = rawCID{at, mh, code, nil, n}
+		return digestCut
 	}
 	end := at + int(n)
-	*c = rawCID{end, mh, code, b[at:end:end]}
+	*c = rawCID{end, mh, code, b[at:end:end], n}
 	return ""
 }
 

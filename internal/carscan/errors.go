@@ -9,6 +9,8 @@ import (
 var (
 	// ErrMalformed: the bytes are not a CAR.
 	ErrMalformed = errors.New("malformed CAR")
+	// ErrNotFinalised: a CARv2 whose header was never filled in. It is ErrMalformed too.
+	ErrNotFinalised = fmt.Errorf("%w: a CARv2 that was not finalised", ErrMalformed)
 	// ErrTruncated: the file ends before what it promises.
 	ErrTruncated = errors.New("truncated CAR")
 	// ErrLimit: a bound of Options was exceeded.
@@ -17,8 +19,7 @@ var (
 	ErrHashMismatch = errors.New("block does not match its CID")
 	// ErrUnsupportedHash: a hash function or digest length that proves nothing here.
 	ErrUnsupportedHash = errors.New("unsupported multihash")
-	// ErrUnsupportedVersion: a CAR version other than 1 and 2, or reserved
-	// characteristics.
+	// ErrUnsupportedVersion: a CAR version other than 1 and 2.
 	ErrUnsupportedVersion = errors.New("unsupported CAR version")
 )
 

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"io"
 
 	"github.com/ipfs/go-cid"
@@ -27,10 +28,9 @@ type Layout struct {
 }
 
 const (
-	v2HeaderLen  = 40
-	v2FixedLen   = len(pragma) + v2HeaderLen
-	pragma       = "\x0a\xa1\x67version\x02"
-	fullyIndexed = 0x80 // the one characteristic that is defined: bit 7 of byte 0
+	v2HeaderLen = 40
+	v2FixedLen  = len(pragma) + v2HeaderLen
+	pragma      = "\x0a\xa1\x67version\x02"
 )
 
 // ReadLayout reads and checks the headers of a CAR of size bytes.
@@ -70,29 +70,33 @@ func (l *Layout) readV2(r io.ReaderAt, size int64) error {
 	var b [v2HeaderLen]byte
 	at := int64(len(pragma))
 	if size < int64(v2FixedLen) {
-		return bad(ErrTruncated, at, "the CARv2 header takes %d bytes, the file ends after %d", v2FixedLen, size)
+		return bad(ErrTruncated, at, "the CARv2 header takes %d bytes, the file ends after %d: it was cut off, or never finalised", v2FixedLen, size)
 	}
 	if err := readFull(r, b[:], at); err != nil {
 		return err
 	}
-	if b[0]&^fullyIndexed != 0 || !allZero(b[1:16]) {
-		return bad(ErrUnsupportedVersion, at, "reserved characteristics are set: %x", b[:16])
-	}
+	// The characteristics are not looked at, as go-car does not: the one that is defined
+	// (bit 7 of byte 0: the index lists every section) is not believed, and a new one must
+	// not make a file unreadable.
 	dataOffset := binary.LittleEndian.Uint64(b[16:])
 	dataSize := binary.LittleEndian.Uint64(b[24:])
 	indexOffset := binary.LittleEndian.Uint64(b[32:])
 	usize := uint64(size)
 	switch {
+	case dataOffset == 0 && dataSize == 0 && indexOffset == 0:
+		return bad(ErrNotFinalised, at+16, "the header is blank: its writer stopped before the end, or still writes")
+	case dataSize == 0 && dataOffset >= uint64(v2FixedLen) && dataOffset <= usize:
+		return bad(ErrNotFinalised, at+24, "the payload at %d has a length of 0: its writer stopped before the end, or still writes", dataOffset)
 	case dataOffset < uint64(v2FixedLen):
 		return bad(ErrMalformed, at+16, "data offset %d lies inside the headers", dataOffset)
 	case dataSize == 0:
-		return bad(ErrMalformed, at+24, "the payload is empty")
+		return bad(ErrMalformed, at+16, "the payload is empty, at %d in a file of %d bytes", dataOffset, size)
 	case dataOffset > usize || dataSize > usize-dataOffset:
 		return bad(ErrTruncated, at+16, "a payload of %d bytes at %d leaves the file of %d", dataSize, dataOffset, size)
 	case indexOffset != 0 && indexOffset < dataOffset+dataSize:
 		return bad(ErrMalformed, at+32, "index offset %d lies before the end of the payload at %d", indexOffset, dataOffset+dataSize)
 	case indexOffset > usize:
-		return bad(ErrTruncated, at+32, "index offset %d leaves the file of %d bytes", indexOffset, size)
+		return bad(ErrTruncated, at+32, "index offset %d leaves the file of %d bytes: it was cut off, or not finalised", indexOffset, size)
 	}
 	l.Version, l.DataOffset, l.DataSize, l.IndexOffset = 2, dataOffset, dataSize, indexOffset
 	return nil
@@ -100,17 +104,17 @@ func (l *Layout) readV2(r io.ReaderAt, size int64) error {
 
 // readHeader reads the length-prefixed header at offset at, which must end by end.
 func readHeader(r io.ReaderAt, at, end int64, opts *Options) (header []byte, version uint64, roots []cid.Cid, err error) {
-	var prefix [maxVarint]byte
-	p := prefix[:min(int64(len(prefix)), end-at)]
+	var first [maxVarint + 1 + len("\x67version")]byte
+	p := first[:min(int64(len(first)), end-at)]
 	if err := readFull(r, p, at); err != nil {
 		return nil, 0, nil, err
 	}
 	n, w := uvarint(p)
 	switch {
+	case !beginsHeader(p, n, w, opts.MaxHeaderBytes):
+		return nil, 0, nil, notACAR(r, at, end, p)
 	case w == 0:
 		return nil, 0, nil, bad(ErrTruncated, at, "the file ends inside the header's length")
-	case w < 0 || n == 0:
-		return nil, 0, nil, bad(ErrMalformed, at, "bad header length")
 	case n > uint64(opts.MaxHeaderBytes):
 		return nil, 0, nil, bad(ErrLimit, at, "a header of %d bytes, at most %d allowed", n, opts.MaxHeaderBytes)
 	case n > uint64(end-at)-uint64(w):
@@ -278,22 +282,39 @@ func (d *cborReader) roots(maxRoots int) ([]cid.Cid, error) {
 // readFull fills b from offset at. A source that ends although its size says
 // otherwise is truncated; any other error of r is returned as it is.
 func readFull(r io.ReaderAt, b []byte, at int64) error {
-	for len(b) > 0 {
-		n, err := r.ReadAt(b, at)
-		if n == len(b) {
-			return nil
-		}
-		switch {
-		case errors.Is(err, io.EOF):
-			return bad(ErrTruncated, at+int64(n), "the source ends here, %d bytes early", len(b)-n)
-		case err != nil:
-			return err
-		case n == 0:
-			return io.ErrNoProgress
-		}
-		b, at = b[n:], at+int64(n)
+	n, err := FillAt(r, b, at)
+	if errors.Is(err, io.EOF) {
+		return bad(ErrTruncated, at+int64(n), "the source ends here, %d bytes early", len(b)-n)
 	}
-	return nil
+	return err
+}
+
+// noProgress is how often a reader may give nothing, and no error, before it is given up.
+const noProgress = 100
+
+// FillAt reads on where a reader gives less than was asked for and no error, which
+// io.ReaderAt forbids and readers of others do. It returns nil if b was filled, and
+// io.ErrNoProgress if nothing more comes.
+func FillAt(r io.ReaderAt, b []byte, at int64) (n int, err error) {
+	for idle := 0; ; {
+		m, err := r.ReadAt(b[n:], at+int64(n))
+		if m < 0 || m > len(b)-n {
+			return n, fmt.Errorf("reader of type %T: %d bytes read of %d", r, m, len(b)-n)
+		}
+		n += m
+		switch {
+		case n == len(b):
+			return n, nil
+		case err != nil:
+			return n, err
+		case m > 0:
+			idle = 0
+		default:
+			if idle++; idle == noProgress {
+				return n, io.ErrNoProgress
+			}
+		}
+	}
 }
 
 // allZero reports whether b holds only zeros.

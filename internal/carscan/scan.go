@@ -1,6 +1,7 @@
 package carscan
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/binary"
@@ -28,6 +29,9 @@ type Options struct {
 	// SkipVerify leaves the hashes of blocks unchecked. Payloads of large blocks are
 	// then not even read.
 	SkipVerify bool
+	// SkipUnsupported leaves out sections whose hash function or digest length proves
+	// nothing here, in place of ErrUnsupportedHash, and lists them in Summary.Skipped.
+	SkipUnsupported bool
 	// Workers hash in parallel; 0 means GOMAXPROCS.
 	Workers int
 	// Progress, if set, is told after every chunk how far the scan has come: bytes
@@ -87,6 +91,41 @@ type Summary struct {
 	Blocks, PayloadBytes uint64
 	// Digest names the content; see [ContentDigest].
 	Digest [sha256.Size]byte
+	// Skipped are the sections that were left out, if Options.SkipUnsupported is set. They
+	// count in Digest, and neither in Blocks nor in PayloadBytes.
+	Skipped Skipped
+}
+
+// Skipped are sections that were left out because nothing here could check them.
+type Skipped struct {
+	// Blocks counts them, Bytes sums their data.
+	Blocks, Bytes uint64
+	// First are the first of them, 16 at most.
+	First []SkippedSection
+}
+
+// SkippedSection is a section that was left out.
+type SkippedSection struct {
+	// Offset of the section from the start of the CARv1 payload.
+	Offset uint64
+	// Code is the multihash function, DigestLen the length of its value.
+	Code      uint64
+	DigestLen int
+	// CID is the binary CID; of one with a digest of more than 128 bytes the beginning.
+	CID []byte
+	// Size is the length of the data.
+	Size int
+}
+
+const skippedShown = 16
+
+// Note counts a section.
+func (s *Skipped) Note(rec *Record, digestLen int) {
+	s.Blocks++
+	s.Bytes += uint64(rec.Size)
+	if len(s.First) < skippedShown {
+		s.First = append(s.First, SkippedSection{rec.Offset, rec.Code, digestLen, bytes.Clone(rec.CID), rec.Size})
+	}
 }
 
 // Scan reads a CAR of size bytes and hands every section to sink, in file order,
@@ -141,6 +180,7 @@ type scanner struct {
 	over  bool       // nothing is left to walk
 	sum   Summary
 	hash  hashPolicy
+	left  rawCID // of the section that was left out last
 	// digest sees the sections in file order.
 	digest *ContentDigest
 	err    error
@@ -268,8 +308,12 @@ func (s *scanner) walkChunk(w *worker, buf []byte) {
 			s.startPadding(w, pos)
 			return
 		}
-		if err == nil {
+		left := err == errSkip
+		switch {
+		case err == nil:
 			err = s.emit(&rec)
+		case left:
+			err = s.skip(&rec)
 		}
 		if err != nil {
 			s.failLocked(s.next, err)
@@ -278,6 +322,12 @@ func (s *scanner) walkChunk(w *worker, buf []byte) {
 		dataAt := pos + rec.HeaderLen
 		pos = dataAt + rec.Size
 		s.next = start + uint64(pos)
+		if left { // its data are not wanted
+			if s.opts.SkipVerify && pos > len(buf) {
+				skipped = uint64(pos - len(buf))
+			}
+			continue
+		}
 		if pos > len(buf) {
 			skipped = uint64(pos - len(buf))
 			w.startTail(&rec, dataAt, s.next)
@@ -291,36 +341,53 @@ func (s *scanner) walkChunk(w *worker, buf []byte) {
 	}
 }
 
-// errPadding: a zero byte stands where a section should begin.
-var errPadding = errors.New("zero padding")
+var (
+	// errPadding: a zero byte stands where a section should begin.
+	errPadding = errors.New("zero padding")
+	// errSkip: a section that is to be left out.
+	errSkip = errors.New("unsupported multihash, left out")
+)
 
 // section parses the header of the section at s.next, of which b holds the first
 // bytes, all that may belong to the header.
 func (s *scanner) section(b []byte, rec *Record) error {
 	n, prefix := uvarint(b)
 	if prefix <= 0 || n == 0 || n > uint64(s.opts.MaxSectionBytes) || n > s.end-s.next-uint64(prefix) {
-		return s.badLength(n, prefix)
+		return s.badLength(b, n, prefix)
 	}
 	b = b[prefix:]
 	if uint64(len(b)) > n {
 		b = b[:n]
 	}
 	var c rawCID
-	if what := parseCID(b, &c); what != "" {
-		return bad(ErrMalformed, s.base+int64(s.next), "%s", what)
+	what := parseCID(b, &c)
+	if what == digestCut && c.digestLen > MaxIdentity && c.digestLen <= n-uint64(c.len) {
+		// It is there, and longer than what is read of a section's header, or allowed.
+		c.len, what = c.len+int(c.digestLen), ""
 	}
-	if !s.hash.allows(c.code, len(c.digest)) {
-		return bad(ErrUnsupportedHash, s.base+int64(s.next), "function %#x with a digest of %d bytes", c.code, len(c.digest))
+	if what != "" {
+		return bad(ErrMalformed, s.base+int64(s.next), "%s; what is here begins with %s", what, quoted(b))
 	}
 	*rec = Record{
 		Offset:    s.next,
 		HeaderLen: prefix + c.len,
 		Size:      int(n) - c.len,
 		Code:      c.code,
-		CID:       b[:c.len:c.len],
-		Digest:    c.digest,
 	}
+	if !s.hash.allows(c.code, int(c.digestLen)) {
+		if !s.opts.SkipUnsupported {
+			return s.unsupported(&c)
+		}
+		rec.CID = b[:min(c.len, maxCID, len(b))]
+		s.left = c
+		return errSkip
+	}
+	rec.CID, rec.Digest = b[:c.len:c.len], c.digest
 	return nil
+}
+
+func (s *scanner) unsupported(c *rawCID) error {
+	return bad(ErrUnsupportedHash, s.base+int64(s.next), "function %#x with a digest of %d bytes", c.code, c.digestLen)
 }
 
 // adapt chooses how much to read next where payloads are not wanted: little while
@@ -335,8 +402,9 @@ func (w *worker) adapt(skipped uint64) {
 }
 
 // badLength says what is wrong with a section's length n, of which the varint took
-// prefix bytes.
-func (s *scanner) badLength(n uint64, prefix int) error {
+// prefix bytes of b. Words that a server put after a part of a file (or in place of it)
+// are lengths as well: where no CID follows there is no section that could be cut off.
+func (s *scanner) badLength(b []byte, n uint64, prefix int) error {
 	at, left := s.base+int64(s.next), s.end-s.next
 	switch {
 	case prefix == 1 && n == 0:
@@ -344,7 +412,9 @@ func (s *scanner) badLength(n uint64, prefix int) error {
 	case prefix == 0 && left < maxVarint:
 		return bad(ErrTruncated, at, "the payload ends inside a section's length")
 	case prefix <= 0:
-		return bad(ErrMalformed, at, "a section length that is not a minimal varint")
+		return bad(ErrMalformed, at, "a section length that is not a minimal varint; what is here begins with %s", quoted(b[:min(uint64(len(b)), left)]))
+	case !beginsSection(b[prefix:]):
+		return bad(ErrMalformed, at, "a section should be here, and no CID follows its length; what is here begins with %s", quoted(b[:min(uint64(len(b)), left)]))
 	case n > uint64(s.opts.MaxSectionBytes):
 		return bad(ErrLimit, at, "a section of %d bytes, at most %d allowed", n, s.opts.MaxSectionBytes)
 	default:
@@ -354,13 +424,30 @@ func (s *scanner) badLength(n uint64, prefix int) error {
 
 // emit counts a section and hands it to the digest and to sink.
 func (s *scanner) emit(rec *Record) error {
-	if s.sum.Blocks >= s.opts.MaxRecords {
-		return bad(ErrLimit, s.base+int64(rec.Offset), "more than %d sections", s.opts.MaxRecords)
+	if err := s.checkCount(rec); err != nil {
+		return err
 	}
 	s.sum.Blocks++
 	s.sum.PayloadBytes += uint64(rec.Size)
 	s.digest.Add(rec)
 	return s.sink(rec)
+}
+
+func (s *scanner) checkCount(rec *Record) error {
+	if s.sum.Blocks+s.sum.Skipped.Blocks >= s.opts.MaxRecords {
+		return bad(ErrLimit, s.base+int64(rec.Offset), "more than %d sections", s.opts.MaxRecords)
+	}
+	return nil
+}
+
+// skip counts a section that is left out and hands it to the digest.
+func (s *scanner) skip(rec *Record) error {
+	if err := s.checkCount(rec); err != nil {
+		return err
+	}
+	s.sum.Skipped.Note(rec, int(s.left.digestLen))
+	s.digest.Add(rec)
+	return nil
 }
 
 func (w *worker) startTail(rec *Record, from int, end uint64) {
@@ -437,7 +524,8 @@ func (s *scanner) finishTail(w *worker) {
 //	SHA-256("dagstore car content 1\n" ‖ CARv1 header with its length prefix ‖
 //	        for each section in file order: offset ‖ CID ‖ data length)
 //
-// with offset and data length as 8 bytes, little endian. It is independent of a
+// with offset and data length as 8 bytes, little endian. Of a CID with a digest of more
+// than 128 bytes, whose section can only be left out, the first 149 bytes count. It is independent of a
 // CARv2 wrapping and of zero padding.
 type ContentDigest struct {
 	h   hash.Hash
@@ -475,7 +563,8 @@ func (d *ContentDigest) Sum() (sum [sha256.Size]byte) {
 
 // SectionAt reads the header of the section at offset of the payload into rec,
 // using buf (of MaxSectionHeader bytes or more) for its bytes. It applies the same
-// rules as Scan, but does not look at the data.
+// rules as Scan, but does not look at the data. With Options.SkipUnsupported rec is filled
+// in with ErrUnsupportedHash too.
 func SectionAt(r io.ReaderAt, l *Layout, offset uint64, opts Options, buf []byte, rec *Record) error {
 	opts = opts.withDefaults()
 	if offset < uint64(len(l.Header)) || offset >= l.DataSize {
@@ -487,8 +576,12 @@ func SectionAt(r io.ReaderAt, l *Layout, offset uint64, opts Options, buf []byte
 	}
 	s := scanner{opts: opts, base: int64(l.DataOffset), end: l.DataSize, next: offset}
 	err := s.section(buf, rec)
-	if err == errPadding {
-		err = bad(ErrMalformed, s.base+int64(offset), "zero padding where a section should begin")
+	switch err {
+	case errPadding:
+		return bad(ErrMalformed, s.base+int64(offset), "zero padding where a section should begin")
+	case errSkip:
+		rec.Digest = s.left.digest
+		return s.unsupported(&s.left)
 	}
 	return err
 }

@@ -441,6 +441,108 @@ func TestSectionAt(t *testing.T) {
 	}
 }
 
+// stingyAt gives at most n bytes a read, and no error; after left bytes, if that is set,
+// nothing more.
+type stingyAt struct {
+	r       io.ReaderAt
+	n, left int
+}
+
+func (s *stingyAt) ReadAt(p []byte, at int64) (int, error) {
+	n := min(len(p), s.n)
+	if s.left > 0 {
+		if n = min(n, s.left-1); n == 0 {
+			return 0, nil
+		}
+		s.left -= n
+	}
+	n, err := s.r.ReadAt(p[:n], at)
+	if n > 0 {
+		err = nil
+	}
+	return n, err
+}
+
+// TestShortReads: a reader that gives less than it was asked for and no error is read on;
+// one that gives nothing for ever is an error, and one that lies about how much it gave
+// too. Proves S1.
+func TestShortReads(t *testing.T) {
+	b := hostile.V2(hostile.Random(20, 5000, 3))
+	want, sum, err := scan(t, b, carscan.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, opts := range modes {
+		for _, n := range []int{1, 7, 4096} {
+			got := 0
+			sum2, err := carscan.Scan(t.Context(), &stingyAt{r: bytes.NewReader(b), n: n}, int64(len(b)), opts, func(*carscan.Record) error { got++; return nil })
+			if err != nil || got != len(want) || sum2.Digest != sum.Digest {
+				t.Errorf("%d bytes a read: %d of %d sections, %v", n, got, len(want), err)
+			}
+		}
+		_, err = carscan.Scan(t.Context(), &stingyAt{r: bytes.NewReader(b), n: 100, left: 5000}, int64(len(b)), opts, func(*carscan.Record) error { return nil })
+		if !errors.Is(err, io.ErrNoProgress) && !(err == nil && opts.SkipVerify) {
+			t.Errorf("a reader that gives nothing: %v", err)
+		}
+	}
+	for _, n := range []int{-1, 11, 1 << 40} {
+		if got, err := carscan.FillAt(lyingAt(n), make([]byte, 10), 0); err == nil {
+			t.Errorf("a reader that gives %d of 10 bytes: %d, %v", n, got, err)
+		}
+	}
+}
+
+// lyingAt says that it read so many bytes.
+type lyingAt int
+
+func (l lyingAt) ReadAt([]byte, int64) (int, error) { return int(l), nil }
+
+// TestSkipUnsupported: sections whose hashes nothing here can check are left out by
+// option, and listed; all others are as they were. Proves S2.
+func TestSkipUnsupported(t *testing.T) {
+	odd := func(code uint64, digest int, data string) []byte {
+		return hostile.Section(hostile.CIDv1(0x55, hostile.Mh(code, bytes.Repeat([]byte{7}, digest))), []byte(data))
+	}
+	parts := [][]byte{
+		hostile.Raw([]byte("a")),
+		odd(multihash.MD5, 16, "md5"), odd(multihash.SHA2_256, 16, "short"), odd(multihash.MURMUR3X64_64, 8, "murmur"), odd(0x999999, 32, "unknown"),
+		hostile.Raw(bytes.Repeat([]byte("b"), 700<<10)),
+		odd(multihash.MD5, 16, strings.Repeat("large", 300<<10)), odd(multihash.IDENTITY, 129, ""), odd(multihash.IDENTITY, 100_000, "x"), odd(multihash.SHA2_256, 33, ""),
+		hostile.Raw([]byte("c")), odd(multihash.MD5, 0, ""), make([]byte, 50),
+	}
+	b := hostile.V1(parts...)
+	for mode, opts := range modes {
+		if _, _, err := scan(t, b, opts); !errors.Is(err, carscan.ErrUnsupportedHash) {
+			t.Errorf("%s, by default: %v", mode, err)
+		}
+		opts.SkipUnsupported = true
+		got, sum, err := scan(t, b, opts)
+		if err != nil || len(got) != 3 || sum.Blocks != 3 || sum.PayloadBytes != 700<<10+2 {
+			t.Fatalf("%s: %d sections, %v, %v", mode, len(got), sum, err)
+		}
+		if s := sum.Skipped; s.Blocks != 9 || len(s.First) != 9 || s.First[0].Code != multihash.MD5 || s.First[0].DigestLen != 16 || s.First[6].DigestLen != 100_000 || s.First[1].Size != 5 {
+			t.Errorf("%s: left out: %+v", mode, s)
+		}
+		whole, _, err := scan(t, hostile.V1(parts[0], parts[5], parts[10]), carscan.Options{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i := range whole {
+			if whole[i].CID != got[i].CID || whole[i].Size != got[i].Size {
+				t.Errorf("%s: section %d is %+v, want %+v", mode, i, got[i], whole[i])
+			}
+		}
+		opts.MaxRecords = 11
+		if _, _, err := scan(t, b, opts); !errors.Is(err, carscan.ErrLimit) {
+			t.Errorf("%s: 12 sections of 11: %v", mode, err)
+		}
+	}
+	wrong := hostile.V1(parts[1], hostile.Section(hostile.RawCID([]byte("x")), []byte("y")))
+	if _, _, err := scan(t, wrong, carscan.Options{SkipUnsupported: true}); !errors.Is(err, carscan.ErrHashMismatch) {
+		t.Errorf("a wrong block beside one that is left out: %v", err)
+	}
+}
+
 // FuzzScan: whatever the bytes, a scan ends, its modes agree, and what it accepts
 // go-car reads in the same way. Proves S1, S2.
 func FuzzScan(f *testing.F) {
@@ -454,6 +556,10 @@ func FuzzScan(f *testing.F) {
 		got, sum2, err2 := scan(t, b, carscan.Options{Workers: 3})
 		if kind(err) != kind(err2) || err == nil && (cmp.Diff(want, got) != "" || sum.Digest != sum2.Digest) {
 			t.Fatalf("one worker: %v, three: %v", err, err2)
+		}
+		some, sum4, err4 := scan(t, b, carscan.Options{Workers: 2, SkipUnsupported: true})
+		if err == nil && (err4 != nil || cmp.Diff(want, some) != "" || sum4.Digest != sum.Digest) || errors.Is(err4, carscan.ErrUnsupportedHash) {
+			t.Fatalf("without unsupported hashes: %v", err4)
 		}
 		unverified, _, err3 := scan(t, b, carscan.Options{SkipVerify: true})
 		if err == nil && (err3 != nil || cmp.Diff(want, unverified) != "") {

@@ -5,7 +5,9 @@ import (
 	"crypto/sha512"
 	"encoding/binary"
 	"fmt"
+	"maps"
 	"slices"
+	"strings"
 
 	"github.com/multiformats/go-multihash"
 
@@ -36,6 +38,7 @@ func Corpus() []Case {
 	c.v2()
 	c.cuts()
 	c.flips()
+	c.words()
 	return c.cases
 }
 
@@ -115,7 +118,7 @@ var (
 )
 
 func (c *corpus) lengths() {
-	c.bad("length/empty file", carscan.ErrTruncated)
+	c.bad("length/empty file", carscan.ErrMalformed)
 	c.bad("length/zero header", carscan.ErrMalformed, []byte{0})
 	c.bad("length/all zero", carscan.ErrMalformed, make([]byte, 100))
 	c.bad("length/half a varint", carscan.ErrTruncated, []byte{0x80})
@@ -285,19 +288,25 @@ func (c *corpus) v2() {
 	c.bad("v2/pragma only", carscan.ErrTruncated, []byte(Pragma))
 	c.bad("v2/half a header", carscan.ErrTruncated, V2Header([16]byte{}, 51, n, 0)[:30])
 	c.bad("v2/no payload", carscan.ErrTruncated, V2Header([16]byte{}, 51, n, 0))
-	c.bad("v2/unfinished", carscan.ErrMalformed, V2Header([16]byte{}, 0, 0, 0), payload)
+	c.bad("v2/unfinished", carscan.ErrNotFinalised, V2Header([16]byte{}, 0, 0, 0), payload)
 	bad("data offset 0", carscan.ErrMalformed, 0, n, 0)
 	bad("data offset 50", carscan.ErrMalformed, 50, n, 0)
 	bad("data offset past the end", carscan.ErrTruncated, 52+n, n, 0)
 	bad("data offset 2^63", carscan.ErrTruncated, 1<<63, n, 0)
 	bad("data offset 2^64-1", carscan.ErrTruncated, 1<<64-1, n, 0)
-	bad("data size 0", carscan.ErrMalformed, 51, 0, 0)
+	bad("data size 0", carscan.ErrNotFinalised, 51, 0, 0)
+	bad("data size 0 and an index", carscan.ErrNotFinalised, 51, 0, 51+n)
+	bad("data offset past the end, and size 0", carscan.ErrMalformed, 52+n, 0, 0)
+	bad("only an index offset", carscan.ErrMalformed, 0, 0, 51+n)
+	c.bad("v2/unfinished, after padding", carscan.ErrNotFinalised, V2Header([16]byte{}, 0, 0, 0), make([]byte, 100), payload)
+	c.bad("v2/unfinished, nothing written", carscan.ErrNotFinalised, V2Header([16]byte{}, 0, 0, 0))
+	c.bad("v2/unfinished, with characteristics", carscan.ErrNotFinalised, V2Header([16]byte{0x80}, 0, 0, 0), payload)
 	bad("data size one too many", carscan.ErrTruncated, 51, n+1, 0)
 	bad("data size 2^63", carscan.ErrTruncated, 51, 1<<63, 0)
 	bad("data offset and size overflow", carscan.ErrTruncated, 51, 1<<64-51, 0)
 	bad("data size cuts a section", carscan.ErrTruncated, 51, n-1, 0)
 	bad("data size cuts the header", carscan.ErrTruncated, 51, 10, 0)
-	bad("data offset one too far", carscan.ErrTruncated, 52, n-1, 0)
+	bad("data offset one too far", carscan.ErrMalformed, 52, n-1, 0)
 	bad("index inside the headers", carscan.ErrMalformed, 51, n, 1)
 	bad("index inside the payload", carscan.ErrMalformed, 51, n, 51+n-1)
 	bad("index past the end", carscan.ErrTruncated, 51, n, 52+n)
@@ -306,8 +315,9 @@ func (c *corpus) v2() {
 	for i := range 16 {
 		var ch [16]byte
 		ch[i] = 0x01
-		c.bad(fmt.Sprintf("v2/reserved characteristic in byte %d", i), carscan.ErrUnsupportedVersion, V2Header(ch, 51, n, 0), payload)
+		c.ok(fmt.Sprintf("v2/unknown characteristic in byte %d", i), 2, V2Header(ch, 51, n, 0), payload)
 	}
+	c.ok("v2/all characteristics", 2, V2Header([16]byte(bytes.Repeat([]byte{0xff}, 16)), 51, n, 0), payload)
 	c.bad("v2/pragma not canonical", carscan.ErrMalformed, LP([]byte("\xa1\x67version\x18\x02")), V2Header([16]byte{}, 51, n, 0)[11:], payload)
 	c.bad("v2/in a v2", carscan.ErrMalformed, V2(V2(payload)))
 	c.bad("v2/payload of version 3", carscan.ErrUnsupportedVersion, V2(LP([]byte("\xa2\x65roots\x80\x67version\x03"))))
@@ -340,4 +350,52 @@ func (c *corpus) flips() {
 		b[i] ^= 1 << (i % 8)
 		c.bad(fmt.Sprintf("flip/byte %d", i), carscan.ErrHashMismatch, b)
 	}
+}
+
+// words are what servers say in place of a CAR or after a part of it, and CARs that are
+// packed into something. None is a file that was cut off.
+func (c *corpus) words() {
+	texts := map[string]string{
+		"HTML":               "<html><head><title>403 Forbidden</title></head>",
+		"HTML with doctype":  "<!DOCTYPE html>\n<html lang=en><body>" + strings.Repeat("not here ", 100),
+		"JSON":               `{"error":"not found"}`,
+		"JSON array":         `[{"code":404}]`,
+		"XML":                `<?xml version="1.0"?><Error><Code>NoSuchKey</Code></Error>`,
+		"plain":              "404 page not found\n",
+		"plain, short":       "no",
+		"plain, long":        strings.Repeat("Service unavailable. ", 1000),
+		"newlines":           "\r\n\r\n",
+		"of a CAR's length":  "\x3a colon",
+		"UTF-8 with a mark":  "\xef\xbb\xbf<html>",
+		"UTF-8, not ASCII":   "не найдено, попробуйте ещё раз",
+		"UTF-16":             "\xff\xfe<\x00h\x00t\x00m\x00l\x00",
+		"UTF-16, big endian": "\xfe\xff\x00<\x00h\x00t\x00m\x00l",
+		"git LFS pointer":    "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 12345\n",
+		"YAML":               "roots:\n  - bafy\nversion: 1\n",
+		"ones":               strings.Repeat("\xff", 100),
+	}
+	for _, name := range slices.Sorted(maps.Keys(texts)) {
+		text := []byte(texts[name])
+		c.bad("words/"+name, carscan.ErrMalformed, text)
+		c.bad("words/"+name+" in a v2", carscan.ErrMalformed, V2(text))
+		if len(text) > 2 {
+			c.bad("words/"+name+" after a block", carscan.ErrMalformed, header, blockA, text)
+		}
+	}
+	file := V1(blockA, blockB)
+	tar := make([]byte, 512)
+	copy(tar, "movies.car")
+	copy(tar[257:], "ustar\x0000")
+	for _, name := range slices.Sorted(maps.Keys(packed)) {
+		c.bad("packed/"+name, carscan.ErrMalformed, []byte(packed[name]), file)
+	}
+	c.bad("packed/tar", carscan.ErrMalformed, tar, file, make([]byte, 1024))
+}
+
+// packed are the beginnings of what CARs are packed into, by the name that the error has
+// for it.
+var packed = map[string]string{
+	"gzip": "\x1f\x8b\x08\x00\x00\x00\x00\x00\x00\x03", "zstd": "\x28\xb5\x2f\xfd\x04\x58", "bzip2": "BZh91AY&SY",
+	"xz": "\xfd7zXZ\x00\x00\x04", "lz4": "\x04\x22\x4d\x18\x64\x40", "zip": "PK\x03\x04\x14\x00", "7z": "7z\xbc\xaf\x27\x1c\x00\x04",
+	"lzip": "LZIP\x01", "snappy": "\xff\x06\x00\x00sNaPpY", "zlib": "\x78\x9c\xab\x56",
 }
