@@ -89,6 +89,15 @@ type Config struct {
 	// core that hashes, and up to 4.5 for merges once it has spilled.
 	IndexMemory int64
 	// TopLevelIndex maps multihashes to shards in an index of your own; nil: the store's.
+	//
+	// What index.NewInverted returns asks for the store's own as well, by the
+	// predecessor's name: with TopLevelDir empty it is kept in a directory of IndexRepo,
+	// if that is one on a disk. Nothing is read from or written to its datastore then.
+	//
+	// An index of your own is held to the catalogue at every start: the shards that it
+	// lacks are added from their own indices, and until that is done lookups say that
+	// they do not know yet. Which shards live is the catalogue's to say. Entries are
+	// removed with a shard if it is an index.MultihashRemover or an index.Remover.
 	TopLevelIndex index.Inverted
 	// TopLevelDir is the directory of the store's own top-level index, which nothing
 	// else uses. Empty keeps it in memory, at some 18 bytes a block, and makes it anew
@@ -293,16 +302,11 @@ func newStore(cfg Config, t *tail) (*DAGStore, error) {
 	d.ctx, d.cancel = context.WithCancel(context.Background())
 	d.mu.hot = make(map[shard.Key]*live)
 	d.mu.registering = make(map[shard.Key]*registration)
-	if d.TopLevelIndex = cfg.TopLevelIndex; d.TopLevelIndex == nil {
-		d.TopLevelIndex = currentIndex{d}
-	}
+	d.chooseTopLevel()
 	d.courier = newCourier()
 	d.traces = newBridge(cfg.TraceCh)
 	d.fails = newBridge(cfg.FailureCh)
 	d.loop = newEventLoop(d)
-	if cfg.TopLevelIndex != nil {
-		d.top.Store(newTopLevel(d, newGivenEntries(cfg.TopLevelIndex)))
-	}
 	return d, nil
 }
 

@@ -51,6 +51,10 @@ type indexStore interface {
 	drop(key shard.Key, gen uint64) error
 	sweep(alive func(gen uint64) bool) (removed int, err error)
 	multihashes(key shard.Key, gen uint64) (it index.MultihashIterator, close func(), err error)
+	// has says whether a block is in the index, which is opened for that.
+	has(key shard.Key, gen uint64, h mh.Multihash) (bool, error)
+	// perLife says whether lives have indices of their own.
+	perLife() bool
 }
 
 func newIndexStore(repo index.FullIndexRepo) indexStore {

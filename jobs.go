@@ -76,7 +76,7 @@ func (e *eventLoop) effect(lv *live, eff *fsm.Effect, at durable) {
 	case fsm.NotifyFailure:
 		e.d.fails.send(ShardResult{Key: lv.key, Error: eff.Cause})
 	case fsm.Sweep:
-		e.d.top.Load().entries.leave(lv.key)
+		e.d.top.Load().entries.leave(lv.key, lv.s.Gen)
 		lv.sweep = &sweepOrder{ticket: eff.Ticket, at: at}
 		e.sweeping[eff.Ticket] = struct{}{}
 		e.endJobThenSweep(lv)
@@ -653,7 +653,7 @@ func (j *job) sweep() {
 		return
 	}
 	var errs []error
-	errs = append(errs, d.guarded("the top-level index", func() error { return d.top.Load().entries.sweep(d.ctx, j.key) }))
+	errs = append(errs, d.guarded("the top-level index", func() error { return d.top.Load().entries.sweep(d.ctx, j.key, j.gen) }))
 	errs = append(errs, d.guarded("the index repository", func() error { return d.indices.drop(j.key, j.gen) }))
 	errs = append(errs, mount.RemoveCopy(d.cfg.fs, d.cfg.TransientsDir, mount.CopyName(j.gen, j.key.String())))
 	if err := errors.Join(errs...); err != nil {

@@ -13,6 +13,7 @@ import (
 
 	"github.com/dagstore/dagstore"
 	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 	"github.com/dagstore/dagstore/testdata"
@@ -110,8 +111,8 @@ func TestAppendShards(t *testing.T) {
 // TestAppendShardsLagging: of an index that lags, Any is answered as of where it is, and
 // Latest waits; LookupPosition does not claim to be Latest. Proves G19, G10.
 func TestAppendShardsLagging(t *testing.T) {
-	sick := &sickInverted{MemInverted: index.NewMemoryInverted()}
-	d := start(t, dagstore.Config{TopLevelIndex: sick})
+	sick := &sickJournal{Memory: journal.NewMemory()}
+	d := start(t, dagstore.Config{TopLevelIndex: index.NewMemoryInverted(), Journal: sick})
 	root := testdata.RootCID.Hash()
 	register(t, d, key("a"), carV1())
 	register(t, d, key("b"), carV1())

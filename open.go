@@ -123,7 +123,7 @@ func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
 	if c.CheckpointDir == "" {
 		c.CheckpointDir = filepath.Join(dir, "checkpoints")
 	}
-	if c.TopLevelDir == "" && c.TopLevelIndex == nil {
+	if c.TopLevelDir == "" && !isGiven(c.TopLevelIndex) {
 		c.TopLevelDir = filepath.Join(dir, "toplevel")
 	}
 	d, err := NewDAGStore(c.Config)

@@ -54,24 +54,22 @@ func tagOf(x shard.IndexInfo) contentTag {
 
 // shardEntries is where the entries are: in runs of our own, or in an index of others.
 type shardEntries interface {
-	// whole says that the entries of all shards are taken to be there.
-	whole() bool
-	// held calls yield for what is known to be wholly there.
-	held(yield func(ingest)) error
+	// holding returns what says whether the entries of a shard that was indexed are
+	// there: those of its content if it is available, else any of its life.
+	holding(ctx context.Context) (func(rec *projection.Record) (bool, error), error)
 	// fresh returns where they are made anew.
 	fresh() (shardEntries, error)
 	// succeed is called when they take the place of former.
 	succeed(former shardEntries, pos journal.Position) error
-	// add adds what a shard holds, in place of what it held before. current says, once
-	// what is to be done for other lives is done, whether that is still wanted.
+	// add adds what a shard holds. current says, once what is to be done for other lives
+	// is done, whether that is still wanted.
 	add(ctx context.Context, in ingest, current func() bool, it index.MultihashIterator) error
-	// leave notes that a life of key is over. It waits for nothing.
-	leave(key shard.Key)
-	// sweep removes the entries of a life that is over, unless the next one did.
-	sweep(ctx context.Context, key shard.Key) error
-	// forget is sweep for the event that ended a life. next says whether a job has
-	// added entries of the next.
-	forget(ctx context.Context, key shard.Key, next func() bool) error
+	// leave notes that a life is over. It waits for nothing.
+	leave(key shard.Key, gen uint64)
+	// sweep removes the entries of a life that is over, while its index is still there.
+	sweep(ctx context.Context, key shard.Key, gen uint64) error
+	// forget passes the event that ended a life. It waits for nothing.
+	forget()
 	// find calls visit for every shard that has entries of h, until it returns false,
 	// with the life and the content that they are of if that is known.
 	find(ctx context.Context, h mh.Multihash, visit func(in ingest, known bool) bool) error
@@ -83,7 +81,7 @@ type ingest struct {
 	key shard.Key
 	gen uint64
 	tag contentTag
-	// again: there may be entries of another content of this life.
+	// again: there may be entries of another content of this life, which stay.
 	again bool
 	// part: these are not all entries of the content.
 	part bool
@@ -143,33 +141,22 @@ func (t *topLevel) Succeed(former projection.View) error {
 // available now any entries of its life do: what it holds will be known when it is
 // indexed again, and until then they say what it held.
 func (t *topLevel) Seed(ctx context.Context, s *projection.Snapshot) error {
-	if !t.entries.whole() {
-		have, lives := make(map[ingest]struct{}), make(map[ingest]struct{})
-		err := t.entries.held(func(in ingest) {
-			have[in] = struct{}{}
-			lives[ingest{key: in.key, gen: in.gen}] = struct{}{}
-		})
-		if err != nil {
-			return err
+	holds, err := t.entries.holding(ctx)
+	if err != nil {
+		return err
+	}
+	s.All(func(rec *projection.Record) bool {
+		if !wasIndexed(rec) {
+			return true
 		}
-		s.All(func(rec *projection.Record) bool {
-			if !wasIndexed(rec) {
-				return true
-			}
-			in, ok := ingestOf(rec), false
-			if rec.Life() == shard.Available {
-				_, ok = have[in]
-			} else {
-				_, ok = lives[ingest{key: in.key, gen: in.gen}]
-			}
-			if !ok {
-				err = t.enter(ctx, rec)
-			}
-			return err == nil && ctx.Err() == nil
-		})
-		if err = errors.Join(err, ctx.Err()); err != nil {
-			return err
+		var held bool
+		if held, err = holds(rec); err == nil && !held {
+			err = t.enter(ctx, rec)
 		}
+		return err == nil && ctx.Err() == nil
+	})
+	if err = errors.Join(err, ctx.Err()); err != nil {
+		return err
 	}
 	pos := s.Position()
 	t.pos.Store(&pos)
@@ -213,10 +200,7 @@ func (t *topLevel) apply(e *shard.Event) error {
 		t.known.Lock()
 		delete(t.known.added, e.Gen)
 		t.known.Unlock()
-		return t.entries.forget(t.d.ctx, e.Key, func() bool {
-			now := t.d.cat.Get(e.Key)
-			return now != nil && t.isAdded(now.Gen())
-		})
+		t.entries.forget()
 	}
 	return nil
 }
@@ -228,13 +212,6 @@ func (t *topLevel) wasAdded(gen uint64, tag contentTag) bool {
 	have, ok := t.known.added[gen]
 	delete(t.known.added, gen)
 	return ok && have == tag
-}
-
-func (t *topLevel) isAdded(gen uint64) bool {
-	t.known.Lock()
-	defer t.known.Unlock()
-	_, ok := t.known.added[gen]
-	return ok
 }
 
 // wasIndexed says whether a shard was indexed in this life, as far as that is recorded:
@@ -278,7 +255,6 @@ func (t *topLevel) enter(ctx context.Context, rec *projection.Record) error {
 // addRecorded adds a shard. unread says why its index could not be read.
 func (t *topLevel) addRecorded(ctx context.Context, rec *projection.Record) (unread, err error) {
 	in := ingestOf(rec)
-	in.again = true
 	current := func() bool { return t.stillWanted(in) } // whoever changed it takes care of its entries
 	if !current() {
 		return nil, nil

@@ -101,15 +101,23 @@ func (r *runEntries) damaged(err error) {
 	}})
 }
 
-func (r *runEntries) whole() bool { return false }
-
-func (r *runEntries) held(yield func(ingest)) error {
-	return r.x.Ingests(func(in toplevel.Ingest, whole bool) bool {
+func (r *runEntries) holding(context.Context) (func(*projection.Record) (bool, error), error) {
+	have, lives := make(map[ingest]struct{}), make(map[ingest]struct{})
+	err := r.x.Ingests(func(in toplevel.Ingest, whole bool) bool {
 		if whole {
-			yield(ingest{key: in.Key, gen: in.Gen, tag: contentTag(in.Tag)})
+			have[ingest{key: in.Key, gen: in.Gen, tag: contentTag(in.Tag)}] = struct{}{}
+			lives[ingest{key: in.Key, gen: in.Gen}] = struct{}{}
 		}
 		return true
 	})
+	return func(rec *projection.Record) (held bool, _ error) {
+		if in := ingestOf(rec); rec.Life() == shard.Available {
+			_, held = have[in]
+		} else {
+			_, held = lives[ingest{key: in.key, gen: in.gen}]
+		}
+		return held, nil
+	}, err
 }
 
 func (r *runEntries) fresh() (shardEntries, error) {
@@ -134,13 +142,9 @@ func (r *runEntries) add(ctx context.Context, in ingest, current func() bool, it
 	return r.x.Add(ctx, name, it)
 }
 
-func (r *runEntries) leave(shard.Key)                        {}
-func (r *runEntries) sweep(context.Context, shard.Key) error { return nil }
-
-func (r *runEntries) forget(context.Context, shard.Key, func() bool) error {
-	r.x.Died()
-	return nil
-}
+func (r *runEntries) leave(shard.Key, uint64)                        {}
+func (r *runEntries) sweep(context.Context, shard.Key, uint64) error { return nil }
+func (r *runEntries) forget()                                        { r.x.Died() }
 
 func (r *runEntries) find(_ context.Context, h mh.Multihash, visit func(ingest, bool) bool) error {
 	return r.x.Lookup(h, func(in toplevel.Ingest) bool {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"sync/atomic"
 
 	ds "github.com/ipfs/go-datastore"
 	"github.com/ipfs/go-datastore/namespace"
@@ -17,8 +18,8 @@ import (
 	"github.com/dagstore/dagstore/shard"
 )
 
-// DSInverted is a top-level index in a go-datastore. It implements [Inverted] and
-// [Remover].
+// DSInverted is a top-level index in a go-datastore. It implements [Inverted], [Remover]
+// and [MultihashRemover].
 //
 //	/inverted/multihash/<base32 of the multihash>  →  JSON array of shard keys
 //
@@ -26,14 +27,21 @@ import (
 // datastore key is a path and raw bytes do not survive that: of 1,000 digests four
 // came out changed, and entries under one name belonged to another. Those entries
 // are neither read nor removed; shard indices have all it takes to add them again.
+//
+// In the configuration of a store it stands for the store's own top-level index, which
+// is some hundred times as fast, removes a shard without looking for its entries, and
+// is never taken for whole when it is not: from then on the datastore is left alone and
+// the store answers ([DSInverted.ServeFrom]).
 type DSInverted struct {
-	ds ds.Batching
-	mu sync.Mutex // one read-modify-write at a time
+	ds     ds.Batching
+	mu     sync.Mutex // one read-modify-write at a time
+	server atomic.Pointer[Inverted]
 }
 
 var (
-	_ Inverted = (*DSInverted)(nil)
-	_ Remover  = (*DSInverted)(nil)
+	_ Inverted         = (*DSInverted)(nil)
+	_ Remover          = (*DSInverted)(nil)
+	_ MultihashRemover = (*DSInverted)(nil)
 )
 
 // invertedChunk is how many entries go into one batch of the datastore.
@@ -49,6 +57,11 @@ func NewInverted(dts ds.Batching) *DSInverted {
 	return &DSInverted{ds: namespace.Wrap(dts, invertedNamespace)}
 }
 
+// ServeFrom has x asked in place of the datastore from now on, and told what is added. A
+// store does so with an index that it is configured with: who kept it sees what the store
+// knows, in place of nothing. What is removed is x's affair.
+func (d *DSInverted) ServeFrom(x Inverted) { d.server.Store(&x) }
+
 func invertedKey(mh multihash.Multihash) ds.Key {
 	return ds.RawKey("/" + invertedEncoding.EncodeToString(mh))
 }
@@ -56,6 +69,9 @@ func invertedKey(mh multihash.Multihash) ds.Key {
 // AddMultihashesForShard implements [Inverted]. It writes batch by batch: after an
 // error some multihashes may have been recorded, and may be recorded again.
 func (d *DSInverted) AddMultihashesForShard(ctx context.Context, it MultihashIterator, key shard.Key) error {
+	if x := d.server.Load(); x != nil {
+		return (*x).AddMultihashesForShard(ctx, it, key)
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	b := batcher{ctx: ctx, ds: d.ds}
@@ -78,6 +94,9 @@ func (d *DSInverted) AddMultihashesForShard(ctx context.Context, it MultihashIte
 
 // GetShardsForMultihash implements [Inverted].
 func (d *DSInverted) GetShardsForMultihash(ctx context.Context, h multihash.Multihash) ([]shard.Key, error) {
+	if x := d.server.Load(); x != nil {
+		return (*x).GetShardsForMultihash(ctx, h)
+	}
 	keys, err := d.get(ctx, invertedKey(h))
 	if errors.Is(err, ds.ErrNotFound) {
 		return nil, &noShardError{string(h)}
@@ -107,6 +126,9 @@ func decodeKeys(b []byte) ([]shard.Key, error) {
 // RemoveShard implements [Remover]. It reads every entry of the index; where the
 // shard's multihashes are at hand, [DSInverted.RemoveMultihashesForShard] is cheaper.
 func (d *DSInverted) RemoveShard(ctx context.Context, key shard.Key) error {
+	if d.server.Load() != nil {
+		return nil
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	held, err := d.heldBy(ctx, key)
@@ -120,8 +142,11 @@ func (d *DSInverted) RemoveShard(ctx context.Context, key shard.Key) error {
 	return nil
 }
 
-// RemoveMultihashesForShard forgets that shard key holds the given multihashes.
+// RemoveMultihashesForShard implements [MultihashRemover].
 func (d *DSInverted) RemoveMultihashesForShard(ctx context.Context, it MultihashIterator, key shard.Key) error {
+	if d.server.Load() != nil {
+		return nil
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	b := batcher{ctx: ctx, ds: d.ds}

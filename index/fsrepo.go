@@ -91,6 +91,16 @@ func NewFSRepoOn(fsys fsio.FS, baseDir string) (*FSIndexRepo, error) {
 	return r, nil
 }
 
+// TopLevelDir is the directory within the repository's that a store keeps its own
+// top-level index in if it is told of no other. It is empty for a repository on another
+// file system than the operating system's.
+func (r *FSIndexRepo) TopLevelDir() string {
+	if r.fs != fsio.OS() {
+		return ""
+	}
+	return filepath.Join(r.dir, "toplevel")
+}
+
 // checkVersion looks at the predecessor's version file, if there is one.
 func (r *FSIndexRepo) checkVersion() error {
 	name := filepath.Join(r.dir, versionFile)

@@ -169,3 +169,11 @@ type Remover interface {
 	// RemoveShard removes every entry of key. A key without entries is no error.
 	RemoveShard(ctx context.Context, key shard.Key) error
 }
+
+// MultihashRemover is an extra power of an [Inverted]: forgetting a shard at the cost of
+// what the shard holds. A store prefers it to a [Remover]'s.
+type MultihashRemover interface {
+	// RemoveMultihashesForShard forgets that shard key holds the given multihashes. One
+	// that it is not known to hold is no error.
+	RemoveMultihashesForShard(ctx context.Context, it MultihashIterator, key shard.Key) error
+}

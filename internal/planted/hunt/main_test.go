@@ -36,7 +36,7 @@ func TestPageIsCurrent(t *testing.T) {
 var (
 	plantedCall = regexp.MustCompile(`planted\.(?:Bug|Unless)\("([^"]*)"`)
 	bugName     = regexp.MustCompile(`^[a-z]+(-[a-z]+)+$`)
-	rowList     = regexp.MustCompile(`^[FCINGRS][1-9][0-9]?(, [FCINGRS][1-9][0-9]?)*$`)
+	rowList     = regexp.MustCompile(`^[FCINGRSA][1-9][0-9]?(, [FCINGRSA][1-9][0-9]?)*$`)
 )
 
 // TestRegistry: every planted line belongs to a bug of the registry and the other way
