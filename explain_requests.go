@@ -233,18 +233,14 @@ func (x *explainer) answered(which func(*request) bool) (fs []found) {
 func (c *courier) find(which func(*request) bool) (fs []found) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	numbers := make([]uint64, 0, len(c.mu.held))
-	for no := range c.mu.held {
-		numbers = append(numbers, no)
-	}
-	slices.Sort(numbers)
-	ahead := map[chan ShardResult]int{}
-	for _, no := range numbers {
-		p := c.mu.held[no]
-		if p.req != nil && which(p.req) {
-			fs = append(fs, found{req: p.req, stage: StageUndelivered, ahead: ahead[p.out], res: &p.res})
+	for _, l := range c.mu.lanes {
+		ahead := 0
+		for p := l.first; p != nil; p = p.next {
+			if p.req != nil && which(p.req) {
+				fs = append(fs, found{req: p.req, stage: StageUndelivered, ahead: ahead, res: &p.res})
+			}
+			ahead++
 		}
-		ahead[p.out]++
 	}
 	return fs
 }
