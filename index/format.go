@@ -7,6 +7,7 @@ import (
 	"math/bits"
 
 	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/mapped"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -84,6 +85,9 @@ var castagnoli = crc32.MakeTable(crc32.Castagnoli)
 // Every acceptable section header fits into a record's low bits.
 const _ = uint(locMask - carscan.MaxSectionHeader)
 
+// What a probe looks at lies in two pages at most of what is known to be in memory.
+const _ = uint(mapped.NearMax - maxReach)
+
 // Binding says which source an index was built from.
 type Binding struct {
 	SourceSize    uint64
@@ -119,7 +123,11 @@ type group struct {
 	pages     uint64 // offset of the first page
 	fanBits   uint32
 
-	checked *checkedPages // of an open index
+	// Of an open index:
+	reach    uint32 // records on either side of its guess that a probe looks at
+	reachLen uint64 // and the pages that takes, in bytes
+	end      uint64 // of the last page
+	checked  *checkedPages
 }
 
 func newGroup(code uint64, digestLen int, records uint64) group {
@@ -134,6 +142,17 @@ func newGroup(code uint64, digestLen int, records uint64) group {
 		g.fanBits = min(uint32(bits.Len64(records/fanSpread)-1), maxFanBits)
 	}
 	return g
+}
+
+// setReach sets how far a probe goes.
+func (g *group) setReach() {
+	g.reach = maxWalk
+	if g.fanBits == 0 {
+		g.reach = 2 * fanSpread // all of the group if a draft wrote it
+	}
+	pages := min((g.reach+g.perPage-1)/g.perPage, (maxReach/uint32(g.pageLen())-1)/2)
+	g.reach = min(g.reach, pages*g.perPage)
+	g.reachLen = uint64(pages) * g.pageLen()
 }
 
 func (g *group) recordLen() uint64 { return uint64(g.digestLen) + recordTail }
@@ -303,8 +322,10 @@ func (h *header) decodeGroups(b []byte, n int) (what string) {
 			g.perPage == 0 || g.pageLen() > maxPage || g.offset != at:
 			return fmt.Sprintf("group %d", i)
 		}
+		g.setReach()
 		g.pages = at + g.fanLen()
 		at += g.size()
+		g.end = at
 		records += g.records
 	}
 	if at != h.file || records != h.records {

@@ -55,7 +55,7 @@ func TestProbeAnswers(t *testing.T) {
 					t.Fatal(err)
 				}
 				want, present := first[mh]
-				f, ok, err := x.core.probe(g, digest, false)
+				f, ok, err := x.core.probe(g, digest, false, nil)
 				if err != nil {
 					t.Fatal(err)
 				}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/mapped"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -41,8 +42,11 @@ type ShardIndex struct {
 type indexCore struct {
 	header
 	name string
-	// Exactly one of data and src is set.
-	data  []byte // mapped
+	// data is memory: all of the file, or the mapping of table, of which only what the
+	// table holds is read. What is not in data is read from src, the table if there is one.
+	data  []byte
+	table *mapped.Table
+	all   mapped.Warm // of data without a table
 	src   io.ReaderAt
 	close func() error
 
@@ -105,8 +109,8 @@ func OpenIndex(r io.ReaderAt, size int64, name string, closer io.Closer) (*Shard
 
 // openBytes opens an index in memory that is never changed.
 func openBytes(b []byte, name string) (*ShardIndex, error) {
-	c := &indexCore{name: name, data: b}
-	return c.open(bytesAt(b), int64(len(b)))
+	c := &indexCore{name: name, data: b, all: mapped.AllWarm(int64(len(b))), src: bytesAt(b)}
+	return c.open(c.src, int64(len(b)))
 }
 
 // openFile opens an index file, mapped if the file system can.
@@ -122,17 +126,12 @@ func openFile(fsys fsio.FS, name string) (*ShardIndex, error) {
 	if !info.Mode().IsRegular() {
 		return nil, errors.Join(&DamagedError{File: name, What: "not a regular file"}, f.Close())
 	}
-	c := &indexCore{name: name, src: f, close: f.Close}
-	size := info.Size()
-	if m, ok := f.(fsio.Mapper); ok {
-		if data, unmap, err := m.Map(); err == nil {
-			// The mapping outlives the descriptor. A failed close of a file that was
-			// only read says nothing about its contents.
-			_ = f.Close()
-			c.src, c.data, c.close, size = nil, data, unmap, int64(len(data))
-		}
+	t, err := mapped.NewTable(fsys, f, name)
+	if err != nil {
+		return nil, errors.Join(err, f.Close())
 	}
-	x, err := c.open(nil, size)
+	c := &indexCore{name: name, data: t.Data(), table: t, src: t, close: t.Close}
+	x, err := c.open(t, t.Size())
 	if err != nil {
 		return nil, errors.Join(err, c.close())
 	}
@@ -141,11 +140,6 @@ func openFile(fsys fsio.FS, name string) (*ShardIndex, error) {
 
 // open reads and checks the header.
 func (c *indexCore) open(r io.ReaderAt, size int64) (*ShardIndex, error) {
-	if r == nil {
-		if r = c.src; c.data != nil {
-			r = bytesAt(c.data)
-		}
-	}
 	if err := c.readHeader(r, size); err != nil {
 		return nil, err
 	}
@@ -156,8 +150,7 @@ func (c *indexCore) open(r io.ReaderAt, size int64) (*ShardIndex, error) {
 	return x, nil
 }
 
-func (c *indexCore) readHeader(r io.ReaderAt, size int64) (err error) {
-	defer c.unguard(c.guard(), &err)
+func (c *indexCore) readHeader(r io.ReaderAt, size int64) error {
 	buf := pageBuffers.Get().(*pageBuffer)
 	defer pageBuffers.Put(buf)
 	first := buf[:min(int64(len(buf)), max(size, 0))]
@@ -286,6 +279,29 @@ func (x *ShardIndex) find(mh []byte, again bool) (Entry, bool, error) {
 	return f.entry, true, nil
 }
 
+// FindInMemory is Find of what is known to be in memory. known is false if the answer
+// would have to be read from the file: then who has several to find does so in some order,
+// or several at a time.
+func (x *ShardIndex) FindInMemory(mh string) (e Entry, found, known bool, err error) {
+	c := x.core
+	g, digest, err := c.group(unsafe.Slice(unsafe.StringData(mh), len(mh)))
+	if err != nil {
+		return Entry{}, false, false, err
+	}
+	if !x.enter() {
+		return Entry{}, false, false, ErrClosed
+	}
+	defer c.leave()
+	if g == nil || c.data == nil {
+		return Entry{}, false, g == nil, nil
+	}
+	f, known, err := c.probeMemory(g, digest)
+	if err != nil || !known || !f.match {
+		return Entry{}, false, known && err == nil, err
+	}
+	return f.entry, true, true, nil
+}
+
 // FindAll calls yield for every entry of a multihash in the order of their offsets,
 // until yield returns false. No call means not found.
 func (x *ShardIndex) FindAll(mh string, yield func(Entry) bool) error {
@@ -316,30 +332,61 @@ func (x *ShardIndex) FindAll(mh string, yield func(Entry) bool) error {
 // errStop ends an iteration early and is told to nobody.
 var errStop = errors.New("stop")
 
-// eachRecord visits the records of g from number first on. The visitor runs outside
-// the fault guard, on a copy of the page.
+// eachRecord visits the records of g from number first on. The visitor gets a copy, of
+// pages that were read and checked together: the first alone, and then more.
 func (c *indexCore) eachRecord(g *group, first uint64, visit func(digest []byte, e Entry) error) error {
-	buf := pageBuffers.Get().(*pageBuffer)
-	defer pageBuffers.Put(buf)
+	buf := recordChunks.Get().(*recordChunk)
+	defer recordChunks.Put(buf)
 	n := int(g.recordLen())
 	skip := int(first % uint64(g.perPage))
-	for page := first / uint64(g.perPage); page < g.numPages(); page++ {
-		records, err := c.copyPage(g, page, buf)
-		if err != nil {
+	together := uint64(1)
+	for page := first / uint64(g.perPage); page < g.numPages(); {
+		last := min(page+together, g.numPages()) - 1
+		at, _ := g.page(page)
+		end, size := g.page(last)
+		b := buf[:end+size-at]
+		if err := c.readOnce(b, at); err != nil {
 			return err
 		}
-		for r := records[skip*n:]; len(r) > 0; r = r[n:] {
-			switch err := visit(r[:g.digestLen], c.entry(r[g.digestLen:])); {
-			case err == errStop:
-				return nil
-			case err != nil:
+		for ; page <= last; page++ {
+			at, size := g.page(page)
+			records, err := c.pageIn(b[:size], at)
+			if err != nil {
 				return err
 			}
+			b = b[size:]
+			for r := records[skip*n:]; len(r) > 0; r = r[n:] {
+				switch err := visit(r[:g.digestLen], c.entry(r[g.digestLen:])); {
+				case err == errStop:
+					return nil
+				case err != nil:
+					return err
+				}
+			}
+			skip = 0
 		}
-		skip = 0
+		together = min(together*8, uint64(len(buf))/g.pageLen())
 	}
 	return nil
 }
+
+// recordChunk is what is read at once of an index that is read in order.
+type recordChunk [64 << 10]byte
+
+var recordChunks = sync.Pool{New: func() any { return new(recordChunk) }}
+
+// readOnce is readAt for who reads in order, what the disk has and not what may be mapped.
+func (c *indexCore) readOnce(b []byte, at uint64) error {
+	if c.table != nil {
+		return c.readAt(onceReader{c.table}, b, int64(at))
+	}
+	return c.readAt(c.src, b, int64(at))
+}
+
+// onceReader reads a table without remembering that.
+type onceReader struct{ t *mapped.Table }
+
+func (r onceReader) ReadAt(p []byte, off int64) (int, error) { return r.t.ReadOnce(p, off) }
 
 // Entries calls yield for every record in index order. The multihash is valid during
 // the call only. An error of yield ends the iteration and is returned as it is.

@@ -11,7 +11,6 @@
 package mapped
 
 import (
-	"math/rand/v2"
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
@@ -32,16 +31,12 @@ const (
 	leafPages = 1 << 14 // pages of a leaf, which is 64 MiB of the file in 2 KiB
 	mapAfter  = 16      // reads that could have gone through a mapping make one
 	maxMapped = 8 << 10 // mappings at once; the kernel grants a process some 65,000
-	lookEvery = 64      // about one in so many reads looks at the clock
 	wordPages = 64      // pages of a word of a leaf
 	leafSize  = leafPages * pageSize
 )
 
 // inUse counts the mappings of all Files.
 var inUse atomic.Int64
-
-// began is when the time of leaves begins.
-var began = time.Now()
 
 // copyOut copies out of a mapping. It returns false if the mapping cannot be read there:
 // the file was cut off underneath, or its disk fails. Reading the file says which.
@@ -83,9 +78,8 @@ type File struct {
 	unmap func() error // nil without a mapping
 }
 
-// leaf is what is known of leafSize bytes of a file.
+// leaf is what is known of leafSize bytes of a file, for as long as [Memory].
 type leaf struct {
-	until time.Duration // since began: when it is forgotten
 	pages []atomic.Uint64
 }
 
@@ -150,16 +144,7 @@ func (f *File) holds(off, end int64) bool {
 			return false
 		}
 	}
-	if rand.Uint32()%lookEvery != 0 {
-		return true
-	}
-	at := &(*leaves)[off/leafSize]
-	l := at.Load()
-	if l == nil || time.Since(began) <= l.until {
-		return true
-	}
-	at.CompareAndSwap(l, nil)
-	return false
+	return true
 }
 
 // grow returns the leaf with the given number.
@@ -173,8 +158,12 @@ func (f *File) grow(n int64) *leaf {
 		return l
 	}
 	pages := (min(leafSize, f.size-n*leafSize) + pageSize - 1) / pageSize
-	l := &leaf{until: time.Since(began) + Memory, pages: make([]atomic.Uint64, (pages+wordPages-1)/wordPages)}
-	at.CompareAndSwap(nil, l) // if another was quicker, what is noted here is lost: a system call
+	l := &leaf{make([]atomic.Uint64, (pages+wordPages-1)/wordPages)}
+	if at.CompareAndSwap(nil, l) { // if another was quicker, what is noted here is lost: a system call
+		// Not by a look at the clock now and then: a file that was left alone for a while
+		// would be believed to be in memory by the next reads.
+		time.AfterFunc(Memory, func() { at.CompareAndSwap(l, nil) })
+	}
 	return l
 }
 

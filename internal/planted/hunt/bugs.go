@@ -70,6 +70,8 @@ var bugs = []bug{
 		"index", "TestEveryFlippedByte", nil, "C10, F20"},
 	{"index-miss-not-checked", "\"not found\" rests on a page that was checked once, before it was damaged",
 		"index", "TestRotAfterChecks", nil, "C10, F20"},
+	{"index-mapping-read-cold", "a lookup reads of a mapped index what need not be in memory, and so may stop a processor",
+		"index", "TestColdLookups", nil, "F20"},
 	{"export-blocks-not-bounded", "an export writes more blocks than it may",
 		"export", "TestBounds", nil, "S11"},
 	{"toplevel-bucket-not-checked", "a bucket of the top-level index is used without looking at its checksum",
