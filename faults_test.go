@@ -1560,7 +1560,7 @@ func TestAdoption(t *testing.T) {
 			d := start(t, cfg)
 			settle()
 			want := map[string]dagstore.ShardState{
-				"avail": dagstore.ShardStateAvailable, "serving": dagstore.ShardStateAvailable, "noindex": dagstore.ShardStateNew,
+				"avail": dagstore.ShardStateAvailable, "serving": dagstore.ShardStateAvailable, "noindex": dagstore.ShardStateAvailable,
 				"lazy": dagstore.ShardStateNew, "eager": dagstore.ShardStateAvailable, "errored": dagstore.ShardStateErrored,
 				"recovering": dagstore.ShardStateAvailable, "own": dagstore.ShardStateNew,
 			}

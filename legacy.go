@@ -181,7 +181,8 @@ func (d *DAGStore) adoptCopy(p *PersistedShard, gen uint64) string {
 
 // adoptState returns the event after the registration, if there is one: an errored
 // shard stays errored, a recovery that was under way goes on, and an available shard
-// whose index can be taken over stays available. All others begin anew.
+// stays available, or is recovered if its index cannot be taken over. All others begin
+// anew.
 func (d *DAGStore) adoptState(p *PersistedShard, born shard.Event) (shard.Event, bool) {
 	e := born
 	e.State.Lazy = p.Lazy
@@ -198,8 +199,10 @@ func (d *DAGStore) adoptState(p *PersistedShard, born shard.Event) (shard.Event,
 	case ShardStateAvailable, ShardStateServing:
 		info, err := d.adoptIndex(born.Key, born.Gen)
 		if err != nil {
-			d.log.Info("adopt: the shard will be indexed when it is first acquired", "shard", p.Key, "why", err)
-			return e, false
+			// Its blocks are promised: lookups may not say that nobody has them.
+			d.log.Warn("adopt: the index of a shard cannot be taken over and is made anew", "shard", p.Key, "why", err)
+			e.Kind, e.State.Life, e.State.Reason = shard.EventRecovering, shard.Recovering, fmt.Sprintf("adopted without its index: %v", err)
+			return e, true
 		}
 		e.Kind, e.State.Life, e.State.Index = shard.EventIndexed, shard.Available, info
 		return e, true

@@ -538,7 +538,7 @@ func (r *FSIndexRepo) scan(visit func(e fs.DirEntry, h keyHash, gen uint64, lega
 func legacyName(key shard.Key) (string, bool) {
 	name := key.String() + legacySuffix
 	const longest = 255 // of a name, on any file system that counts
-	return name, key.Validate() == nil && len(name) <= longest && filepath.Base(name) == name && !strings.ContainsAny(name, "/\\\x00")
+	return name, key.Validate() == nil && len(name) <= longest && filepath.Base(name) == name && !strings.ContainsAny(name, "/\x00")
 }
 
 // legacyIndex reads a file of the predecessor.
