@@ -77,9 +77,12 @@ type batch struct {
 
 // wanted is a block that is wanted.
 type wanted struct {
-	sole   bool        // it is in one shard only
+	noted  bool        // it may be remembered in which shard it is
+	few    bool        // there may be more shards than were looked up
+	again  bool        // it was looked up anew
 	keys   []shard.Key // the shards that are left
-	failed []error     // what the others said
+	asked  []shard.Key // those that are not
+	failed []failing   // what they said
 }
 
 // tell calls fn.
@@ -152,7 +155,7 @@ func (b *batch) lookup(indices []int) {
 		}
 		c := b.cids[i]
 		s.begin(c)
-		if err := b.bs.lookup(b.ctx, s); err != nil {
+		if err := b.bs.lookup(b.ctx, s, b.bs.most(few)); err != nil {
 			b.tell(i, nil, err)
 			continue
 		}
@@ -161,29 +164,57 @@ func (b *batch) lookup(indices []int) {
 			continue
 		}
 		w := &b.blocks[i]
-		w.sole = len(s.keys) == 1
-		w.keys = b.willing(w, s)
+		w.noted, w.few = len(s.keys) == 1 || b.bs.sticky, s.few
+		w.keys = b.willing(w, s.c, s.keys)
 		if len(w.keys) == 0 {
 			b.bs.counts.failedHits.Add(1)
-			b.tell(i, nil, &readError{c, w.failed})
+			b.end(i)
 			continue
 		}
 		b.todo = append(b.todo, i)
 	}
 }
 
+// end tells of a block of which no shard is left, unless there are others after all.
+func (b *batch) end(i int) {
+	w, c := &b.blocks[i], b.cids[i]
+	if !w.again && (w.few || len(w.failed) == 0) {
+		w.again = true
+		s := newReading(c)
+		defer s.done()
+		if err := b.bs.lookup(b.ctx, s, 0); err != nil && len(w.failed) == 0 {
+			b.tell(i, nil, err)
+			return
+		}
+		others := slices.DeleteFunc(s.keys, func(k shard.Key) bool { return slices.Contains(w.asked, k) })
+		if w.keys = b.willing(w, c, others); len(w.keys) > 0 {
+			b.todo = append(b.todo, i)
+			return
+		}
+		if len(w.failed) == 0 && len(s.keys) == 0 && len(others) == 0 {
+			b.tell(i, nil, b.bs.nowhere(s))
+			return
+		}
+	}
+	if len(w.failed) > 0 {
+		b.tell(i, nil, b.bs.unread(c, w.failed))
+		return
+	}
+	b.tell(i, nil, notFound(c, false))
+}
+
 // willing returns the shards of a block but for those whose failure is remembered.
-func (b *batch) willing(w *wanted, s *reading) []shard.Key {
+func (b *batch) willing(w *wanted, c cid.Cid, of []shard.Key) []shard.Key {
 	from := len(b.keys)
-	b.keys = append(b.keys, s.keys...)
+	b.keys = append(b.keys, of...)
 	keys := b.keys[from:len(b.keys):len(b.keys)]
 	if !b.bs.failures.any() {
 		return keys
 	}
 	return slices.DeleteFunc(keys, func(key shard.Key) bool {
-		_, why := b.bs.failures.of(key, cids.Multihash(s.c))
+		_, why := b.bs.failures.of(key, cids.Multihash(c))
 		if why != nil {
-			w.failed = append(w.failed, why)
+			w.asked, w.failed = append(w.asked, key), append(w.failed, failing{key, why})
 		}
 		return why != nil
 	})
@@ -263,7 +294,7 @@ func (b *batch) groups() []group {
 func (b *batch) undecided(i int, err error) error {
 	switch w := &b.blocks[i]; {
 	case len(w.failed) > 0:
-		return &readError{b.cids[i], append(w.failed, asFailure(err))}
+		return b.bs.unread(b.cids[i], append(w.failed, failing{err: asFailure(err)}))
 	case errors.Is(err, ErrNoShardSelected):
 		return notFound(b.cids[i], true)
 	}
@@ -354,7 +385,7 @@ func (b *batch) view(e *entry, g *group) (errs []error) {
 			left, errs = append(left, i), append(errs, e.failure(err))
 			return nil
 		}
-		if b.blocks[i].sole {
+		if b.blocks[i].noted {
 			b.bs.cache.places.note(cids.Multihash(b.cids[i]), e)
 		}
 		b.tell(i, data, nil)
@@ -403,8 +434,9 @@ func (b *batch) failed(i int, key shard.Key, err error) {
 		return
 	}
 	w := &b.blocks[i]
+	w.asked = append(w.asked, key)
 	if !isAbsent(err) {
-		w.failed = append(w.failed, err)
+		w.failed = append(w.failed, failing{key, err})
 	}
 	before := len(w.keys)
 	w.keys = slices.DeleteFunc(w.keys, func(k shard.Key) bool { return k == key })
@@ -412,10 +444,8 @@ func (b *batch) failed(i int, key shard.Key, err error) {
 	case len(w.keys) > 0 && len(w.keys) < before:
 		b.bs.counts.fallbacks.Add(1)
 		b.todo = append(b.todo, i)
-	case len(w.failed) > 0:
-		b.tell(i, nil, &readError{b.cids[i], w.failed})
 	default:
-		b.tell(i, nil, notFound(b.cids[i], false))
+		b.end(i)
 	}
 }
 

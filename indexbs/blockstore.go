@@ -51,12 +51,15 @@ func (o BlockstoreOp) String() string {
 // chooses; if that fails, from the next. Not found is an ipld.ErrNotFound that wraps
 // [ErrBlockNotFound] and, if the store can tell, a *[dagstore.NoShardError] which says
 // as of which position of the journal; it is said only when no shard that was asked
-// failed otherwise. Identity CIDs are answered from themselves.
+// failed otherwise. A block that shards are known to hold and cannot serve now is a
+// *[dagstore.UnavailableError], and one of which the index cannot tell yet a
+// *[dagstore.NotFreshError]. Identity CIDs are answered from themselves.
 type IndexBackedBlockstore struct {
 	finder   finder
 	locator  Locator // nil: nobody knows what is local
 	policy   Policy
 	declines bool // the policy is asked about single candidates too
+	sticky   bool // the policy takes what is open and serves
 	log      *slog.Logger
 	cache    accessorCache
 	failures failures
@@ -77,6 +80,12 @@ func (bs *IndexBackedBlockstore) Close() error {
 	bs.cache.close()
 	return nil
 }
+
+// Evict lets go of a shard: its accessor is closed, after its last use if it is in use,
+// and one that is on its way is not kept. The next read of the shard opens it again. A
+// destruction ([dagstore.DAGStore.DestroyShard]) and a GC of the store ask for that by
+// themselves.
+func (bs *IndexBackedBlockstore) Evict(key shard.Key) { bs.cache.letGo(key) }
 
 // Get returns a block.
 func (bs *IndexBackedBlockstore) Get(ctx context.Context, c cid.Cid) (blocks.Block, error) {
@@ -144,14 +153,15 @@ func view(ctx context.Context, b dagstore.ReadBlockstore, c cid.Cid, fn func([]b
 }
 
 // Has says whether some shard that the policy takes holds the block. It opens no
-// shard.
+// shard. False is said only of what is in none: if the block is away, or it is not known
+// yet where it is, that is the error.
 func (bs *IndexBackedBlockstore) Has(ctx context.Context, c cid.Cid) (bool, error) {
 	if _, ok := cids.Identity(c); ok {
 		return true, nil
 	}
 	s := newReading(c)
 	defer s.done()
-	if err := bs.lookup(ctx, s); err != nil || s.absent != nil {
+	if err := bs.lookup(ctx, s, bs.most(1)); err != nil || s.absent != nil {
 		return false, err
 	}
 	if len(s.keys) == 0 || !bs.declines {

@@ -408,8 +408,8 @@ func TestCorruptFile(t *testing.T) {
 	if len(keys) != 2 {
 		t.Errorf("shards of the block: %v", keys)
 	}
-	// No other shard holds the root.
-	if _, err := d.DestroyShardSync(t.Context(), shard.KeyFromString("shared"), dagstore.DestroyOpts{}); !errors.Is(err, dagstore.ErrShardInUse) {
+	// No other shard holds the root. That one is in the cache is no reason not to destroy it.
+	if _, err := d.DestroyShardSync(t.Context(), shard.KeyFromString("shared"), dagstore.DestroyOpts{}); err != nil {
 		t.Errorf("destroy of a shard in the cache: %v", err)
 	}
 	if _, err := bs.Get(t.Context(), testdata.RootCID); err != nil {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/dagstore/dagstore"
 	"github.com/dagstore/dagstore/internal/planted"
+	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -50,7 +51,7 @@ type accessorCache struct {
 		unwatch func() bool // ends the watch over the constructor's context
 	}
 	counts struct {
-		opens, evictions, expiries, late atomic.Uint64
+		opens, evictions, expiries, late, letGo, shortages atomic.Uint64
 	}
 }
 
@@ -83,8 +84,10 @@ type flight struct {
 	cancel  context.CancelFunc
 	done    chan struct{}
 	readers int // who wait; guarded by accessorCache.mu until done
-	e       *entry
-	err     error
+	// unkept: what arrives is for those who wait only; guarded by accessorCache.mu.
+	unkept bool
+	e      *entry
+	err    error
 }
 
 func (a *accessorCache) init(ctx context.Context, d IdxBstoreDagstore, size int, ttl time.Duration) {
@@ -252,12 +255,17 @@ func (a *accessorCache) departLocked(key shard.Key) *flight {
 // fetch acquires a shard. It waits for the answer also when ctx has ended, for an
 // accessor that comes late must be closed.
 func (a *accessorCache) fetch(ctx context.Context, key shard.Key) (*entry, error) {
-	out := make(chan dagstore.ShardResult, 1)
-	var res dagstore.ShardResult
-	err := a.d.AcquireShard(ctx, key, out, dagstore.AcquireOpts{})
-	if err == nil {
-		res = <-out
-		err = res.Error
+	res, err := a.ask(ctx, key)
+	for try := 0; err != nil && mount.IsShortage(err) && try < shortTries && ctx.Err() == nil; try++ {
+		a.counts.shortages.Add(1)
+		a.letGoIdle()
+		pause := time.NewTimer(shortPause << try)
+		select {
+		case <-pause.C:
+		case <-ctx.Done():
+			pause.Stop()
+		}
+		res, err = a.ask(ctx, key)
 	}
 	switch {
 	case err == nil:
@@ -277,6 +285,72 @@ func (a *accessorCache) fetch(ctx context.Context, key shard.Key) (*entry, error
 	return &entry{key: key, acc: res.Accessor, bs: bs, at: -1}, nil
 }
 
+// Acquires for which this process has no descriptors are tried again once those of
+// accessors that are not in use are given up: after 5 ms, 10, and so on, 1.3 s in all.
+const (
+	shortTries = 8
+	shortPause = 5 * time.Millisecond
+)
+
+// ask acquires a shard, once.
+func (a *accessorCache) ask(ctx context.Context, key shard.Key) (res dagstore.ShardResult, err error) {
+	out := make(chan dagstore.ShardResult, 1)
+	if err := a.d.AcquireShard(ctx, key, out, dagstore.AcquireOpts{Holder: cacheHolder{a}}); err != nil {
+		return res, err
+	}
+	res = <-out
+	return res, res.Error
+}
+
+// cacheHolder is whom the store asks to let go of accessors.
+type cacheHolder struct{ a *accessorCache }
+
+var _ dagstore.Holder = cacheHolder{}
+
+func (h cacheHolder) HolderName() string  { return "the index-backed blockstore" }
+func (h cacheHolder) LetGo(key shard.Key) { h.a.letGo(key) }
+func (h cacheHolder) LetGoIdle()          { h.a.letGoIdle() }
+
+// letGo closes the accessor of a shard, after its last use if it is in use. One that is
+// on its way is not kept.
+func (a *accessorCache) letGo(key shard.Key) {
+	a.mu.Lock()
+	if f := a.mu.flights[key]; f != nil {
+		f.unkept = true
+	}
+	s := a.stripeOf(key)
+	s.Lock()
+	e := s.entries[key]
+	s.Unlock()
+	if e != nil {
+		a.removeLocked(e)
+		a.counts.letGo.Add(1)
+	}
+	a.mu.Unlock()
+	if e != nil {
+		e.release()
+	}
+}
+
+// letGoIdle closes the accessors that are not in use.
+func (a *accessorCache) letGoIdle() {
+	var out []*entry
+	a.mu.Lock()
+	for _, e := range a.mu.byUse {
+		if e.refs.Load() == 1 {
+			out = append(out, e)
+		}
+	}
+	for _, e := range out {
+		a.removeLocked(e)
+		a.counts.letGo.Add(1)
+	}
+	a.mu.Unlock()
+	for _, e := range out {
+		e.release()
+	}
+}
+
 // arrive ends an acquire: its readers get what came of it, and the cache keeps it.
 // If nobody waits any more, it is closed.
 func (a *accessorCache) arrive(f *flight, e *entry, err error) {
@@ -284,6 +358,9 @@ func (a *accessorCache) arrive(f *flight, e *entry, err error) {
 	a.mu.Lock()
 	wanted := f.readers > 0 && !a.mu.closed
 	switch {
+	case e != nil && wanted && f.unkept:
+		e.refs.Store(int32(f.readers))
+		f.e = e
 	case e != nil && wanted:
 		e.refs.Store(1 + int32(f.readers))
 		out = a.insertLocked(e)

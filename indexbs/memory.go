@@ -36,6 +36,8 @@ const maxFailures = 4096
 type failure struct {
 	err error
 	at  time.Time
+	// since is when the first of those failed that followed each other.
+	since time.Time
 	// whole: the shard could not be opened.
 	whole bool
 }
@@ -48,9 +50,22 @@ type blockOfShard struct {
 // any says whether there may be something to know.
 func (f *failures) any() bool { return f.n.Load() > 0 }
 
+// note remembers that a shard failed with what is over when the store says so: it is
+// asked again at any time, and others rather than it.
+func (f *failures) note(key shard.Key, err error) (news bool) { return f.add(key, "", err, passes) }
+
+// scope is what a failure is of.
+type scope uint8
+
+const (
+	ofBlock scope = iota // one block of the shard
+	whole                // the shard could not be opened
+	passes               // the store knows when it is over
+)
+
 // add remembers why a block could not be read from a shard, and says whether that is the
 // first failure of the shard that is.
-func (f *failures) add(key shard.Key, m string, err error, whole bool) (news bool) {
+func (f *failures) add(key shard.Key, m string, err error, of scope) (news bool) {
 	if f.keep == 0 {
 		return false
 	}
@@ -62,12 +77,16 @@ func (f *failures) add(key shard.Key, m string, err error, whole bool) (news boo
 		f.mu.shards, f.mu.blocks = make(map[shard.Key]failure), make(map[blockOfShard]failure)
 	}
 	f.mu.until = now.Add(f.keep)
-	_, known := f.mu.shards[key]
+	former, known := f.mu.shards[key]
+	since := now
+	if known && now.Sub(former.at) < f.keep {
+		since = former.since
+	}
 	makeRoom(f.mu.shards, now.Add(-f.keep))
-	f.mu.shards[key] = failure{err, now, whole}
-	if !whole {
+	f.mu.shards[key] = failure{err, now, since, of == whole}
+	if of == ofBlock {
 		makeRoom(f.mu.blocks, now.Add(-f.keep))
-		f.mu.blocks[blockOfShard{key, m}] = failure{err, now, false}
+		f.mu.blocks[blockOfShard{key, m}] = failure{err, now, since, false}
 	}
 	f.n.Store(int32(len(f.mu.shards)))
 	return !known
@@ -167,4 +186,14 @@ func (a *absences) add(err *notFoundError) {
 	}
 	m := cids.Multihash(err.Cid)
 	a.slot(m).Store(&absence{m, err.asOf.Applied, time.Now().Add(a.keep), err})
+}
+
+// since is when a shard began to fail; now, if that is not remembered.
+func (f *failures) since(key shard.Key) time.Time {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if x, ok := f.mu.shards[key]; ok {
+		return x.since
+	}
+	return time.Now()
 }

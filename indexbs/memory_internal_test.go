@@ -111,13 +111,13 @@ func TestMemoriesAreBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := failures{keep: time.Minute}
 		err := errors.New("failed")
-		f.add(shard.KeyFromString("old"), "", err, true)
+		f.add(shard.KeyFromString("old"), "", err, whole)
 		<-time.After(59 * time.Second)
 		for i := range maxFailures - 1 {
-			f.add(shard.KeyFromString(fmt.Sprint(i)), fmt.Sprint(i), err, false)
+			f.add(shard.KeyFromString(fmt.Sprint(i)), fmt.Sprint(i), err, ofBlock)
 		}
 		<-time.After(time.Second)
-		f.add(shard.KeyFromString("new"), "m", err, false)
+		f.add(shard.KeyFromString("new"), "m", err, ofBlock)
 		if _, why := f.of(shard.KeyFromString("old"), ""); why != nil {
 			t.Error("a failure is remembered for too long")
 		}
@@ -127,7 +127,7 @@ func TestMemoriesAreBounded(t *testing.T) {
 			}
 		}
 		for i := range 3 * maxFailures {
-			f.add(shard.KeyFromString(fmt.Sprint("more ", i)), fmt.Sprint(i), err, i%2 == 0)
+			f.add(shard.KeyFromString(fmt.Sprint("more ", i)), fmt.Sprint(i), err, scope(i%2))
 		}
 		if n, m := len(f.mu.shards), len(f.mu.blocks); n > maxFailures || m > maxFailures {
 			t.Errorf("%d shards and %d blocks are remembered", n, m)

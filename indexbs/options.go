@@ -18,9 +18,11 @@ import (
 type Options struct {
 	// Policy chooses among the shards that hold a block; nil: [DefaultPolicy].
 	Policy Policy
-	// MaxOpen is how many accessors are kept open; 0: 2,048; less than 0: any number. A
-	// shard on disk takes two descriptors or so. One with an open accessor cannot be
-	// destroyed, and its local copy is not reclaimed.
+	// MaxOpen is how many accessors are kept open; 0: 2,048, or fewer if the process may
+	// have few descriptors (see [dagstore.ShardsToKeepOpen]); less than 0: any number. A
+	// shard on disk takes two descriptors or so. What is kept is given up when the store
+	// asks for it: because a shard is to be destroyed, a GC wants its local copy, or
+	// there are no descriptors.
 	MaxOpen int
 	// IdleFor is how long an accessor that is not used stays open; 0: 5 minutes; less
 	// than 0: for ever.
@@ -28,14 +30,16 @@ type Options struct {
 	// HotBlocks is of how many blocks, about, it is remembered which open shard they were
 	// read from, so that they are not looked up the next time. Each takes 8 bytes; 0:
 	// 2,097,152, which is 16 MiB once all are used; less than 0: none. If the policy may
-	// decline nothing is remembered, and blocks that are in several shards are always
-	// looked up.
+	// decline nothing is remembered, and with another than [DefaultPolicy] blocks that are
+	// in several shards are always looked up.
 	HotBlocks int
 	// FailedFor is for how long a failure is remembered; 0: 3 seconds; less than 0: not
 	// at all. A shard that could not be opened, or not be read a block from, is not
 	// asked for that again meanwhile. If no other serves, the answer is the remembered
-	// error, at once, so that an origin that is down is not hammered. [HealthyFirst]
-	// has other blocks read from other shards, too.
+	// error, at once, so that an origin that is down is not hammered. What the store says
+	// is away ([dagstore.UnavailableError]) is not remembered: it answers from memory, and
+	// knows when the shard is back. [HealthyFirst] has other blocks read from other
+	// shards, too.
 	FailedFor time.Duration
 	// NotFoundFor is for how long it is remembered that a block is in no shard; 0 or
 	// less: not at all. It is believed only while the top-level index is where it was, so
@@ -71,7 +75,7 @@ func (o *Options) validate() error {
 	}
 	switch {
 	case o.MaxOpen == 0:
-		o.MaxOpen = defaultMaxOpen
+		o.MaxOpen = min(defaultMaxOpen, dagstore.ShardsToKeepOpen())
 	case o.MaxOpen < 0:
 		o.MaxOpen = 0
 	}
@@ -124,12 +128,25 @@ func New(ctx context.Context, d IdxBstoreDagstore, o Options) (*IndexBackedBlock
 	if !bs.declines {
 		bs.cache.places.init(o.HotBlocks)
 	}
+	_, bs.sticky = o.Policy.(defaultPolicy)
 	if _, selector := o.Policy.(ShardSelectorF); !selector {
 		bs.locator = locatorOf(d)
 	}
 	bs.absences.init(o.NotFoundFor)
 	bs.cache.init(ctx, d, o.MaxOpen, o.IdleFor)
 	return bs, nil
+}
+
+// Of is [New] over a store, with at most one set of options; without any it is as it
+// comes. The blockstore is good until its Close; after the store's, reads fail.
+func Of(store *dagstore.DAGStore, o ...Options) (*IndexBackedBlockstore, error) {
+	if store == nil {
+		return nil, errors.New("index-backed blockstore: no store")
+	}
+	if len(o) > 1 {
+		return nil, fmt.Errorf("index-backed blockstore: %d sets of options; at most one", len(o))
+	}
+	return New(context.Background(), &IdxBstoreDagstoreFromDagstore{Interface: store}, append(o, Options{})[0])
 }
 
 // NewIndexBackedBlockstore is [New] as the predecessor had it. A nil selector takes the

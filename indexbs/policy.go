@@ -57,7 +57,9 @@ func (l Locality) String() string {
 // what it says depends on its arguments alone. It must be safe for concurrent use and
 // must not keep cs, of which it may change no field but Reason.
 type Policy interface {
-	// Choose returns the key of one of the candidates, of which there are two or more.
+	// Choose returns the key of one of the candidates, of which there are two or more:
+	// eight of those that hold the block, if more do, and all if those fail. (A
+	// [Decliner] is always offered all.)
 	// If reading from that fails, it is asked again with the others. Of the others it
 	// may say in Reason why they were not chosen. [ErrNoShardSelected] takes none; any
 	// other error ends the read.
@@ -174,7 +176,13 @@ func Prefer(preferences ...Preference) Policy { return preferring(preferences) }
 
 // DefaultPolicy prefers shards that did not fail lately, then those that hold more of
 // what is read at once, then those that are open, then those that are local.
-func DefaultPolicy() Policy { return Prefer(HealthyFirst, FullestFirst, OpenFirst, LocalFirst) }
+func DefaultPolicy() Policy {
+	return defaultPolicy{preferring{HealthyFirst, FullestFirst, OpenFirst, LocalFirst}}
+}
+
+// defaultPolicy takes a shard that is open and serves, so where a block was found it may
+// be read again without asking.
+type defaultPolicy struct{ preferring }
 
 type preferring []Preference
 

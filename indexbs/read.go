@@ -27,7 +27,29 @@ type reading struct {
 	err error
 
 	cands  []Candidate // of the shards that are left, those that are worth asking
-	failed []error     // what the others said
+	failed []failing   // what the others said
+
+	// few: there may be more shards than were looked up.
+	few   bool
+	again bool // it was looked up anew
+}
+
+// failing is a shard that a block could not be read from.
+type failing struct {
+	key shard.Key
+	err error
+}
+
+// few is how many shards of a block are looked up first. All are, if these fail.
+const few = 8
+
+// most is how many shards a lookup has to find, if n are enough for a policy that takes
+// what it is offered; 0: all.
+func (bs *IndexBackedBlockstore) most(n int) int {
+	if bs.declines {
+		return 0
+	}
+	return n
 }
 
 var readings = sync.Pool{New: func() any { return new(reading) }}
@@ -56,8 +78,9 @@ func (s *reading) done() {
 	readings.Put(s)
 }
 
-// lookup finds the shards that hold the block. That there are none is no error.
-func (bs *IndexBackedBlockstore) lookup(ctx context.Context, s *reading) error {
+// lookup finds the shards that hold the block: most of them, or all if that is 0. That
+// there are none is no error.
+func (bs *IndexBackedBlockstore) lookup(ctx context.Context, s *reading, most int) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
@@ -67,8 +90,13 @@ func (bs *IndexBackedBlockstore) lookup(ctx context.Context, s *reading) error {
 	if s.absent = bs.knownAbsent(s.c); s.absent != nil {
 		return nil
 	}
-	s.keys, s.pos, s.err = bs.finder.find(ctx, s.keys[:0], s.c)
-	if s.err != nil && !isNowhere(s.err) {
+	s.keys, s.pos, s.err = bs.finder.find(ctx, s.keys[:0], s.c, most)
+	s.few = most > 0 && len(s.keys) >= most
+	switch {
+	case s.err == nil || isNowhere(s.err):
+	case isUnknown(s.err):
+		return bs.unknown(s.c, s.err)
+	default:
 		return fmt.Errorf("look up block %s: %w", s.c, s.err)
 	}
 	if len(s.keys) == 0 && bs.absences.keep > 0 {
@@ -123,20 +151,20 @@ func (bs *IndexBackedBlockstore) read(ctx context.Context, c cid.Cid, op func(da
 	}
 	s := newReading(c)
 	defer s.done()
-	if err := bs.lookup(ctx, s); err != nil {
+	if err := bs.lookup(ctx, s, bs.most(few)); err != nil {
 		return err
 	}
 	if len(s.keys) == 0 {
 		return bs.nowhere(s)
 	}
-	if bs.consider(s); len(s.cands) == 0 {
+	if bs.consider(s, s.keys); len(s.cands) == 0 {
 		bs.counts.failedHits.Add(1)
 	}
-	for len(s.cands) > 0 {
+	for len(s.cands) > 0 || bs.further(ctx, s) {
 		key, err := bs.choose(c, s.cands)
 		switch {
 		case err != nil && len(s.failed) > 0:
-			return &readError{c, append(s.failed, asFailure(err))}
+			return bs.unread(c, append(s.failed, failing{key, asFailure(err)}))
 		case errors.Is(err, ErrNoShardSelected):
 			return notFound(c, true)
 		case err != nil:
@@ -152,7 +180,7 @@ func (bs *IndexBackedBlockstore) read(ctx context.Context, c cid.Cid, op func(da
 			return bs.cache.closedError()
 		case !isAbsent(err):
 			bs.failure(key, c, err, whole)
-			s.failed = append(s.failed, err)
+			s.failed = append(s.failed, failing{key, err})
 		}
 		if !s.drop(key) {
 			break // the selector chose what it was not offered, and may do so for ever
@@ -161,10 +189,35 @@ func (bs *IndexBackedBlockstore) read(ctx context.Context, c cid.Cid, op func(da
 			bs.counts.fallbacks.Add(1)
 		}
 	}
-	if len(s.failed) > 0 {
-		return &readError{c, s.failed}
+	switch {
+	case len(s.failed) > 0:
+		return bs.unread(c, s.failed)
+	case s.err != nil && !isNowhere(s.err):
+		return s.err
+	case len(s.keys) == 0: // it was looked up again
+		return bs.nowhere(s)
 	}
 	return notFound(c, false)
+}
+
+// further looks a block up once more when no shard is left: there may be more of them
+// than were looked up, and if none failed they ended meanwhile. It says whether there
+// are others to ask.
+func (bs *IndexBackedBlockstore) further(ctx context.Context, s *reading) bool {
+	if s.again || !s.few && len(s.failed) > 0 {
+		return false
+	}
+	s.again = true
+	asked := slices.Clone(s.keys)
+	if err := bs.lookup(ctx, s, 0); err != nil {
+		s.err = err
+		return false
+	}
+	others := slices.DeleteFunc(slices.Clone(s.keys), func(k shard.Key) bool { return slices.Contains(asked, k) })
+	if len(others) > 0 {
+		bs.consider(s, others)
+	}
+	return len(s.cands) > 0
 }
 
 // drop takes a shard out of the candidates, and says whether it was one.
@@ -174,15 +227,15 @@ func (s *reading) drop(key shard.Key) bool {
 	return len(s.cands) < before
 }
 
-// consider makes candidates of the shards, but for those whose failure is remembered.
-func (bs *IndexBackedBlockstore) consider(s *reading) {
+// consider makes candidates of shards, but for those whose failure is remembered.
+func (bs *IndexBackedBlockstore) consider(s *reading, keys []shard.Key) {
 	troubled := bs.failures.any()
-	for _, key := range s.keys {
+	for _, key := range keys {
 		c := Candidate{Key: key, Blocks: 1}
 		if troubled {
 			last, why := bs.failures.of(key, cids.Multihash(s.c))
 			if why != nil {
-				s.failed = append(s.failed, why)
+				s.failed = append(s.failed, failing{key, why})
 				continue
 			}
 			c.Failure, c.FailedAt = last.err, last.at
@@ -230,11 +283,20 @@ func (bs *IndexBackedBlockstore) choose(c cid.Cid, cs []Candidate) (shard.Key, e
 	return bs.policy.Choose(c, cs)
 }
 
-// failure notes that a block could not be read from a shard; whole says that the shard
+// failure notes that a block could not be read from a shard; all says that the shard
 // could not be opened.
-func (bs *IndexBackedBlockstore) failure(key shard.Key, c cid.Cid, err error, whole bool) {
+func (bs *IndexBackedBlockstore) failure(key shard.Key, c cid.Cid, err error, all bool) {
 	bs.counts.failures.Add(1)
-	if bs.failures.add(key, cids.Multihash(c), err, whole) {
+	var news bool
+	switch {
+	case errors.Is(err, dagstore.ErrUnavailable):
+		news = bs.failures.note(key, err)
+	case all:
+		news = bs.failures.add(key, cids.Multihash(c), err, whole)
+	default:
+		news = bs.failures.add(key, cids.Multihash(c), err, ofBlock)
+	}
+	if news {
 		bs.log.Warn("a shard cannot be read from", "shard", key.String(), "block", c.String(), "err", err)
 	}
 }
@@ -249,7 +311,7 @@ func (bs *IndexBackedBlockstore) readShard(ctx context.Context, s *reading, key 
 			return true, err
 		}
 		err = e.use(op)
-		if err == nil && len(s.keys) == 1 {
+		if err == nil && (len(s.keys) == 1 || bs.sticky) {
 			bs.cache.places.note(cids.Multihash(s.c), e)
 		}
 		if err == nil || ctx.Err() != nil {
@@ -268,19 +330,22 @@ func (bs *IndexBackedBlockstore) readShard(ctx context.Context, s *reading, key 
 func (bs *IndexBackedBlockstore) Explain(ctx context.Context, c cid.Cid) (candidates []Candidate, remembered []error, err error) {
 	s := newReading(c)
 	defer s.done()
-	if err := bs.lookup(ctx, s); err != nil {
+	if err := bs.lookup(ctx, s, bs.most(few)); err != nil {
 		return nil, nil, err
 	}
 	if len(s.keys) == 0 {
 		return nil, nil, bs.nowhere(s)
 	}
-	bs.consider(s)
+	bs.consider(s, s.keys)
+	for _, f := range s.failed {
+		remembered = append(remembered, f.err)
+	}
 	if len(s.cands) == 0 {
-		return nil, s.failed, nil
+		return nil, remembered, nil
 	}
 	key, err := bs.choose(c, s.cands)
 	if err != nil {
-		return slices.Clone(s.cands), s.failed, selectorError(c, err)
+		return slices.Clone(s.cands), remembered, selectorError(c, err)
 	}
 	slices.SortStableFunc(s.cands, func(a, b Candidate) int {
 		switch {
@@ -291,5 +356,5 @@ func (bs *IndexBackedBlockstore) Explain(ctx context.Context, c cid.Cid) (candid
 		}
 		return 0
 	})
-	return slices.Clone(s.cands), s.failed, nil
+	return slices.Clone(s.cands), remembered, nil
 }

@@ -20,11 +20,19 @@ type Stats struct {
 	// within Options.FailedFor, NotFoundHits those that were not looked up because they
 	// had not been found within Options.NotFoundFor.
 	FailedHits, NotFoundHits uint64
+	// Unavailable counts reads of a block that ended with a *dagstore.UnavailableError.
+	Unavailable uint64
+	// LetGo counts accessors that were closed because the store asked for them or Evict
+	// was called, Shortages acquires that were tried again after the process had no
+	// descriptors.
+	LetGo, Shortages uint64
+	// CutListings counts listings of all keys that ended early.
+	CutListings uint64
 }
 
 // counters are what Stats counts that the cache does not.
 type counters struct {
-	failures, fallbacks, failedHits, notFoundHits atomic.Uint64
+	failures, fallbacks, failedHits, notFoundHits, unavailable, cutListings atomic.Uint64
 }
 
 // Stats returns the counters. Each is exact; together they are of about one moment.
@@ -35,6 +43,8 @@ func (bs *IndexBackedBlockstore) Stats() Stats {
 		Evictions: a.counts.evictions.Load(), Expiries: a.counts.expiries.Load(), Late: a.counts.late.Load(),
 		Failures: bs.counts.failures.Load(), Fallbacks: bs.counts.fallbacks.Load(),
 		FailedHits: bs.counts.failedHits.Load(), NotFoundHits: bs.counts.notFoundHits.Load(),
+		Unavailable: bs.counts.unavailable.Load(), LetGo: a.counts.letGo.Load(), Shortages: a.counts.shortages.Load(),
+		CutListings: bs.counts.cutListings.Load(),
 	}
 	return s
 }

@@ -19,7 +19,9 @@ import (
 // [dagstore.DAGStore] does; an answer that comes after the reader has gone is
 // received and its accessor closed.
 //
-// A store may be a [Finder] or a [Locator] besides.
+// A store may be a [Finder], a [FewFinder] or a [Locator] besides. One that passes the
+// options on that AcquireShard gets lets the store ask for accessors back (see
+// [dagstore.Holder]); of another, [IndexBackedBlockstore.Evict] lets go of shards.
 type IdxBstoreDagstore interface {
 	ShardsContainingCid(ctx context.Context, c cid.Cid) ([]shard.Key, error)
 	AcquireShard(ctx context.Context, key shard.Key, out chan dagstore.ShardResult, _ dagstore.AcquireOpts) error
@@ -38,6 +40,15 @@ type Finder interface {
 	Freshness(view string) (dagstore.Freshness, error)
 }
 
+// FewFinder is a [Finder] whose lookups can stop early: a block that very many shards
+// hold is then found as fast as another.
+type FewFinder interface {
+	Finder
+	// AppendSomeShardsOfCid is AppendShardsOfCid that may stop once it has found most
+	// shards that can be acquired; 0 means all.
+	AppendSomeShardsOfCid(ctx context.Context, dst []shard.Key, c cid.Cid, fresh dagstore.Consistency, most int) ([]shard.Key, dagstore.Position, error)
+}
+
 // Locator is a store that knows where the bytes of shards are.
 type Locator interface {
 	// LocalShards says of each shard whether it can be read without fetching it.
@@ -46,7 +57,7 @@ type Locator interface {
 
 var (
 	_ IdxBstoreDagstore = (*IdxBstoreDagstoreFromDagstore)(nil)
-	_ Finder            = storeFinder{}
+	_ FewFinder         = storeFinder{}
 	_ Locator           = (*dagstore.DAGStore)(nil)
 )
 
@@ -83,14 +94,19 @@ type storeFinder struct {
 }
 
 func (f storeFinder) AppendShardsOfCid(ctx context.Context, dst []shard.Key, c cid.Cid, fresh dagstore.Consistency) ([]shard.Key, dagstore.Position, error) {
+	return f.AppendSomeShardsOfCid(ctx, dst, c, fresh, 0)
+}
+
+func (f storeFinder) AppendSomeShardsOfCid(ctx context.Context, dst []shard.Key, c cid.Cid, fresh dagstore.Consistency, most int) ([]shard.Key, dagstore.Position, error) {
 	m := cids.Multihash(c)
-	return f.AppendShards(ctx, dst, unsafe.Slice(unsafe.StringData(m), len(m)), fresh) // which does not change it
+	return f.AppendShardsUpTo(ctx, dst, unsafe.Slice(unsafe.StringData(m), len(m)), fresh, most) // which does not change it
 }
 
 // finder looks up blocks.
 type finder struct {
 	d     IdxBstoreDagstore
 	more  Finder // nil: d cannot do more
+	few   FewFinder
 	fresh dagstore.Consistency
 }
 
@@ -101,6 +117,7 @@ func finderOf(d IdxBstoreDagstore, fresh dagstore.Consistency) finder {
 	} else if store := wrapped(d); store != nil {
 		f.more = storeFinder{store}
 	}
+	f.few, _ = f.more.(FewFinder)
 	return f
 }
 
@@ -114,8 +131,12 @@ func locatorOf(d IdxBstoreDagstore) Locator {
 	return nil
 }
 
-// find looks up a block, appending to dst. That there is none is no error.
-func (f *finder) find(ctx context.Context, dst []shard.Key, c cid.Cid) ([]shard.Key, dagstore.Position, error) {
+// find looks up a block, appending to dst; most is of [FewFinder]. That there is none is
+// no error.
+func (f *finder) find(ctx context.Context, dst []shard.Key, c cid.Cid, most int) ([]shard.Key, dagstore.Position, error) {
+	if most > 0 && f.few != nil {
+		return f.few.AppendSomeShardsOfCid(ctx, dst, c, f.fresh, most)
+	}
 	if f.more != nil {
 		return f.more.AppendShardsOfCid(ctx, dst, c, f.fresh)
 	}
@@ -146,5 +167,14 @@ func (f *finder) asOf(pos dagstore.Position, err error) (fresh dagstore.Freshnes
 	return fresh, true
 }
 
-// isNowhere says that a lookup's error means that there is no such block.
-func isNowhere(err error) bool { return isAbsent(err) || errors.Is(err, ds.ErrNotFound) }
+// isNowhere says that a lookup's error means that there is no such block: not that it is
+// away, or that nobody knows yet.
+func isNowhere(err error) bool {
+	return !isUnknown(err) && (isAbsent(err) || errors.Is(err, ds.ErrNotFound))
+}
+
+// isUnknown says that an error means that a block may well be there: in a shard that is
+// away, or in one that the lookup does not know of yet.
+func isUnknown(err error) bool {
+	return errors.Is(err, dagstore.ErrUnavailable) || errors.Is(err, dagstore.ErrNotFresh)
+}
