@@ -56,6 +56,7 @@ func NewShardAccessor(data mount.Reader, idx carindex.Index, s *Shard) (*ShardAc
 	if err != nil {
 		return nil, err
 	}
+	data = filling(data)
 	if idx == nil {
 		draft, err := index.Build(context.Background(), data, size, index.BuildOptions{})
 		if err != nil {
@@ -90,6 +91,13 @@ func (sa *ShardAccessor) Blockstore() (ReadBlockstore, error) {
 		return nil, ErrClosed
 	}
 	return &sa.bs, nil
+}
+
+// ShardBlockstore is [ShardAccessor.Blockstore] as what it is. After the accessor is closed
+// its methods return ErrClosed.
+func (sa *ShardAccessor) ShardBlockstore() *ShardBlockstore {
+	sa.inHand()
+	return &sa.bs
 }
 
 // View calls fn with the bytes of a block, which are valid during the call only and

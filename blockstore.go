@@ -30,8 +30,9 @@ type ReadBlockstore interface {
 
 // ShardBlockstore is the blocks of one shard, read-only. It satisfies boxo's Blockstore
 // and Viewer. A block that is not there is
-// ipld.ErrNotFound; one that cannot be served is a [*BlockError]. Blocks are found
-// by multihash, whatever the codec of the CID. Identity CIDs are answered from
+// ipld.ErrNotFound, as is an undefined CID; one that cannot be served is a [*BlockError].
+// If the file holds a block several times, and one copy is rotten, another is served.
+// Blocks are found by multihash, whatever the codec of the CID. Identity CIDs are answered from
 // themselves. Bytes are checked against the CID unless the store was configured
 // otherwise.
 type ShardBlockstore struct {
@@ -69,16 +70,49 @@ func (b *ShardBlockstore) locate(c cid.Cid, m string, checked bool) (location, e
 	return loc, nil
 }
 
-// read fills p, which is as long as the block, and checks it.
-func (b *ShardBlockstore) read(c cid.Cid, m string, loc location, p []byte) error {
+// read reads a block, which is as long as p, into it, and checks it. If it is rotten, or
+// cannot be read, and the file holds it once more, what is returned is that copy.
+func (b *ShardBlockstore) read(c cid.Cid, m string, loc location, p []byte) ([]byte, error) {
 	err := b.sa.h.readAt(p, loc.data)
 	if err == nil {
 		err = b.check(m, p)
 	}
 	if err == nil {
-		return nil
+		return p, nil
 	}
-	return b.blame(c, m, loc, err)
+	err, sound := b.blame(c, m, loc, err)
+	if sound {
+		if p := b.readAnother(m, loc, p); p != nil {
+			return p, nil
+		}
+	}
+	return nil, err
+}
+
+// maxCopies is how many places of a block in one file are tried.
+const maxCopies = 64
+
+// readAnother reads a block at the first other place in the file where it is good, into p
+// if it is as long as that; nil if there is none.
+func (b *ShardBlockstore) readAnother(m string, first location, p []byte) []byte {
+	h, tried := b.sa.h, 0
+	var good []byte
+	err := h.index.places(h.r, m, func(loc location) bool {
+		if loc == first || h.outside(loc.data, loc.size) != nil {
+			return true
+		}
+		if len(p) != loc.size {
+			p = make([]byte, loc.size)
+		}
+		if h.readAt(p, loc.data) == nil && b.check(m, p) == nil {
+			good = p
+			return false
+		}
+		tried++
+		return tried < maxCopies
+	})
+	b.sa.noteDamage(err)
+	return good
 }
 
 // check holds the bytes of a block against its multihash.
@@ -94,38 +128,44 @@ func (b *ShardBlockstore) check(m string, p []byte) error {
 
 // blame says what is wrong if the block that the index names could not be read, or is
 // another one: the index, whose entry was not checked again before it was used, or the
-// source.
-func (b *ShardBlockstore) blame(c cid.Cid, m string, loc location, err error) error {
+// source. sound says that the index can be asked for another place.
+func (b *ShardBlockstore) blame(c cid.Cid, m string, loc location, err error) (_ error, sound bool) {
 	now, lerr := b.locate(c, m, true)
 	switch {
 	case lerr != nil && !ipld.IsNotFound(lerr):
-		return lerr
+		return lerr, false
 	case lerr != nil || now != loc:
 	case errors.Is(err, ErrBlockCorrupt), errors.Is(err, io.ErrUnexpectedEOF):
 		b.sa.noteBadCopy(err)
 	}
-	return &BlockError{Shard: b.sa.h.key, Cid: c, Offset: loc.data, Err: err}
+	return &BlockError{Shard: b.sa.h.key, Cid: c, Offset: loc.data, Err: err}, true
 }
 
-var errBadCID = errors.New("the CID has no well-formed multihash")
-
 // begin enters the accessor and takes the CID apart. With a nil error the caller
-// must leave.
+// must leave. A CID that is undefined, or has no well-formed multihash, is of no block:
+// it is not found.
 func (b *ShardBlockstore) begin(ctx context.Context, c cid.Cid) (m string, code uint64, digest []byte, err error) {
 	if err := ctx.Err(); err != nil {
 		return "", 0, nil, err
 	}
 	m = cids.Multihash(c)
 	code, digest, ok := cids.SplitString(m)
-	if !ok {
-		return "", 0, nil, fmt.Errorf("block %q: %w", c, errBadCID)
+	if err := b.sa.enter(); err != nil {
+		return "", 0, nil, err
 	}
-	return m, code, digest, b.sa.enter()
+	if !ok {
+		b.sa.h.leave()
+		return "", 0, nil, ipld.ErrNotFound{Cid: c}
+	}
+	return m, code, digest, nil
 }
 
 // Has says whether the shard holds the block. It does not read the block.
 func (b *ShardBlockstore) Has(ctx context.Context, c cid.Cid) (bool, error) {
 	m, code, _, err := b.begin(ctx, c)
+	if ipld.IsNotFound(err) {
+		return false, nil
+	}
 	if err != nil {
 		return false, err
 	}
@@ -180,11 +220,7 @@ func (b *ShardBlockstore) bytes(ctx context.Context, c cid.Cid) ([]byte, error) 
 	if err != nil {
 		return nil, err
 	}
-	p := make([]byte, loc.size)
-	if err := b.read(c, m, loc, p); err != nil {
-		return nil, err
-	}
-	return p, nil
+	return b.read(c, m, loc, make([]byte, loc.size))
 }
 
 // viewBuffers holds the buffers of View.
@@ -217,8 +253,8 @@ func (b *ShardBlockstore) View(ctx context.Context, c cid.Cid, fn func([]byte) e
 	if cap(*buf) < loc.size {
 		*buf = make([]byte, loc.size)
 	}
-	p := (*buf)[:loc.size]
-	if err := b.read(c, m, loc, p); err != nil {
+	p, err := b.read(c, m, loc, (*buf)[:loc.size])
+	if err != nil {
 		return err
 	}
 	return fn(p)

@@ -149,8 +149,18 @@ type Config struct {
 	// most 8,192 mappings. Set it where address space is short.
 	SkipMapSources bool
 	// MaxSectionSize is the largest CAR section in bytes that is accepted; 0 means
-	// the scanner's default of 32 MiB.
+	// the scanner's default of 32 MiB, 1 GiB is the most.
 	MaxSectionSize uint64
+	// MaxHeaderSize is the largest CAR header in bytes that is accepted, MaxRoots the
+	// largest number of roots in it; 0 means 1 MiB and 4,096. A header of more than 64 MiB
+	// is refused always. A source that was indexed stays readable if they are lowered.
+	MaxHeaderSize uint64
+	MaxRoots      int
+	// SkipUnsupportedHashes indexes CARs of which some blocks have hashes that nothing here
+	// can check: functions that are not known or broken (MD5, murmur3), digests of less than
+	// 20 bytes, identity of more than 128. Those blocks are left out, and so not found; the
+	// log says how many, and where the first ones lie. Without it such a CAR is refused.
+	SkipUnsupportedHashes bool
 	// MaxShardRecords is the largest number of sections of one shard; 0 means
 	// 1<<32 - 1, the most that an index holds.
 	MaxShardRecords uint64

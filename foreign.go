@@ -5,6 +5,8 @@ import (
 	"os"
 	"runtime/debug"
 
+	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/mount"
 )
 
@@ -43,6 +45,29 @@ func (d *DAGStore) beside(f func()) {
 func foreign(r mount.Reader) bool {
 	_, file := r.(*os.File)
 	return !file
+}
+
+// filled is a reader of others that is read on where it gives less than was asked for and
+// no error. Everything that reads a source at offsets gets it: indexing, blocks, samples,
+// exports. Scans of a stream know short reads anyway.
+type filled struct{ mount.Reader }
+
+func (f filled) ReadAt(p []byte, off int64) (int, error) { return carscan.FillAt(f.Reader, p, off) }
+
+// filling returns what reads r on. Files of the system's need no help.
+func filling(r mount.Reader) mount.Reader {
+	if _, mapper := r.(fsio.Mapper); mapper || !foreign(r) {
+		return r
+	}
+	return filled{r}
+}
+
+// unfilled returns the reader as its mount made it, for code that may look for its type.
+func unfilled(r mount.Reader) mount.Reader {
+	if f, ok := r.(filled); ok {
+		return f.Reader
+	}
+	return r
 }
 
 // closeMount ends the use of a mount that the store made.

@@ -34,8 +34,9 @@ type handle struct {
 	off   chan struct{} // closed by shut
 	once  sync.Once
 
-	copied   bool        // the source is a local copy
-	reported atomic.Bool // damage was reported
+	extent   atomic.Pointer[Extent] // once somebody asked for it
+	copied   bool                   // the source is a local copy
+	reported atomic.Bool            // damage was reported
 }
 
 const shutBias = -1 << 62

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"math"
 	"slices"
 	"sync"
 
@@ -34,6 +35,9 @@ type finder interface {
 	// block itself was checked against its multihash, unless checked is set. That a
 	// block is not there can be believed.
 	find(r io.ReaderAt, m string, checked bool) (location, bool, error)
+	// places calls yield for every place of a block, until that returns false. What lies
+	// there is to be checked.
+	places(r io.ReaderAt, m string, yield func(location) bool) error
 	forEach(func(mh.Multihash, uint64) error) error
 	// payloadEnd is where the CARv1 payload ends in the source.
 	payloadEnd() int64
@@ -64,10 +68,17 @@ func newIndexStore(repo index.FullIndexRepo) indexStore {
 	return &keyStore{repo: repo, builder: make(map[shard.Key]uint64)}
 }
 
+// maxHeader is the largest CAR header that can be allowed.
+const maxHeader = 64 << 20
+
+// anyLayout lets pass what was indexed, whatever the limits were then.
+var anyLayout = carscan.Options{MaxHeaderBytes: maxHeader, MaxRoots: math.MaxInt32}
+
 // buildOptions are how sources are scanned.
 func (cfg *Config) buildOptions() index.BuildOptions {
 	return index.BuildOptions{
 		SkipVerify: cfg.SkipVerifyOnIndex, MaxSectionBytes: int(cfg.MaxSectionSize), MaxRecords: cfg.MaxShardRecords,
+		MaxHeaderBytes: int(min(cfg.MaxHeaderSize, maxHeader)), MaxRoots: cfg.MaxRoots, SkipUnsupported: cfg.SkipUnsupportedHashes,
 	}
 }
 
@@ -84,7 +95,7 @@ func (j *job) draft(ctx context.Context, r mount.Reader, size int64, repo any) (
 	var err error
 	if cfg.ShardIndexer != nil {
 		var idx carindex.Index
-		if idx, err = cfg.ShardIndexer(ctx, j.key, r); err == nil {
+		if idx, err = cfg.ShardIndexer(ctx, j.key, unfilled(r)); err == nil {
 			d, err = index.DraftFromIndex(ctx, idx, r, size, opts)
 		}
 	} else {
@@ -94,7 +105,20 @@ func (j *job) draft(ctx context.Context, r mount.Reader, size int64, repo any) (
 		return nil, fmt.Errorf("failed to read/generate CAR Index: %w", err)
 	}
 	j.held = append(j.held, d)
+	j.tellSkipped(d.Skipped())
 	return d, nil
+}
+
+// tellSkipped logs which blocks are in the file and not in the index.
+func (j *job) tellSkipped(s index.Skipped) {
+	if s.Blocks == 0 {
+		return
+	}
+	var first []string
+	for _, b := range s.First[:min(len(s.First), 4)] {
+		first = append(first, fmt.Sprintf("at %d: function %#x with a digest of %d bytes", b.Offset, b.Code, b.DigestLen))
+	}
+	j.d.log.Warn("blocks with unsupported hashes were left out of the index", "shard", j.key.String(), "blocks", s.Blocks, "bytes", s.Bytes, "first", first)
 }
 
 // createScratch makes a temporary file for a build, unless the store is closing.
@@ -245,7 +269,7 @@ func (f *shardFinder) checkSource(r io.ReaderAt, size int64) error {
 		f.base = b.DataOffset
 		return nil
 	}
-	l, err := carscan.ReadLayout(r, size, carscan.Options{})
+	l, err := carscan.ReadLayout(r, size, anyLayout)
 	if err != nil {
 		return err
 	}
@@ -262,11 +286,23 @@ func (f *shardFinder) find(r io.ReaderAt, m string, checked bool) (location, boo
 	if err != nil || !found {
 		return location{}, false, err
 	}
+	loc, err := f.at(r, m, e)
+	return loc, err == nil, err
+}
+
+// at says where the data of an entry's block lies.
+func (f *shardFinder) at(r io.ReaderAt, m string, e index.Entry) (location, error) {
 	if e.Size < 0 {
-		loc, err := sectionAt(r, f.layout, e.Offset, m)
-		return loc, err == nil, err
+		return sectionAt(r, f.layout, e.Offset, m)
 	}
-	return location{int64(f.base + e.Offset + uint64(e.HeaderLen)), e.Size}, true, nil
+	return location{int64(f.base + e.Offset + uint64(e.HeaderLen)), e.Size}, nil
+}
+
+func (f *shardFinder) places(r io.ReaderAt, m string, yield func(location) bool) error {
+	return f.x.FindAll(m, func(e index.Entry) bool {
+		loc, err := f.at(r, m, e)
+		return err != nil || yield(loc)
+	})
 }
 
 func (f *shardFinder) payloadEnd() int64 {
@@ -403,7 +439,7 @@ type carFinder struct {
 }
 
 func (f *carFinder) checkSource(r io.ReaderAt, size int64) (err error) {
-	f.layout, err = carscan.ReadLayout(r, size, carscan.Options{})
+	f.layout, err = carscan.ReadLayout(r, size, anyLayout)
 	return err
 }
 
@@ -421,6 +457,13 @@ func (f *carFinder) find(r io.ReaderAt, m string, _ bool) (loc location, found b
 		return location{}, false, nil
 	}
 	return location{}, false, errors.Join(err, last)
+}
+
+func (f *carFinder) places(r io.ReaderAt, m string, yield func(location) bool) error {
+	return f.idx.GetAll(cid.NewCidV1(cid.Raw, mh.Multihash(m)), func(offset uint64) bool {
+		loc, err := sectionAt(r, f.layout, offset, m)
+		return err != nil || yield(loc)
+	})
 }
 
 func (f *carFinder) payloadEnd() int64 { return int64(f.layout.DataOffset + f.layout.DataSize) }

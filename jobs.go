@@ -332,6 +332,7 @@ func (j *job) checkCopy(ctx context.Context, r io.ReaderAt, size int64) error {
 	opts := j.d.cfg.buildOptions()
 	sum, err := carscan.Scan(ctx, r, size, carscan.Options{
 		SkipVerify: opts.SkipVerify, MaxSectionBytes: opts.MaxSectionBytes, MaxRecords: opts.MaxRecords,
+		MaxHeaderBytes: opts.MaxHeaderBytes, MaxRoots: opts.MaxRoots, SkipUnsupported: opts.SkipUnsupported,
 	}, func(*carscan.Record) error { return nil })
 	if err != nil {
 		return err
@@ -452,6 +453,9 @@ func (j *job) reader(ctx context.Context) (*source, error) {
 	if s.size, err = sizeOf(r); err != nil {
 		return nil, fmt.Errorf("size of the source: %w", err)
 	}
+	if j.direct {
+		s.Reader = filling(r)
+	}
 	ok = true
 	return s, nil
 }
@@ -501,7 +505,7 @@ func sizeOf(r mount.Reader) (int64, error) {
 func probeSize(r io.ReaderAt) (int64, error) {
 	var b [1]byte
 	has := func(off int64) (bool, error) {
-		n, err := r.ReadAt(b[:], off)
+		n, err := carscan.FillAt(r, b[:], off)
 		if n == 1 || err == io.EOF {
 			err = nil
 		}

@@ -29,7 +29,7 @@ func (b *ShardBlockstore) LinkSystem() linking.LinkSystem {
 }
 
 // BlockStorage is the blocks of one shard as go-ipld-prime's storage. Keys are CIDs in
-// binary form. It is a type of its own because its methods have the names of a
+// binary form; under the empty key, an undefined CID's, there is nothing. It is a type of its own because its methods have the names of a
 // blockstore's.
 type BlockStorage struct{ b *ShardBlockstore }
 
@@ -42,11 +42,22 @@ var (
 // Storage returns the shard's blocks as go-ipld-prime's storage.
 func (b *ShardBlockstore) Storage() BlockStorage { return BlockStorage{b} }
 
-// Has says whether the shard holds the block.
-func (s BlockStorage) Has(ctx context.Context, key string) (bool, error) {
+func cidOf(key string) (cid.Cid, error) {
+	if key == "" {
+		return cid.Undef, nil
+	}
 	c, err := cid.Cast([]byte(key))
 	if err != nil {
-		return false, fmt.Errorf("key %q: %w", key, err)
+		return cid.Undef, fmt.Errorf("key %q: %w", key, err)
+	}
+	return c, nil
+}
+
+// Has says whether the shard holds the block.
+func (s BlockStorage) Has(ctx context.Context, key string) (bool, error) {
+	c, err := cidOf(key)
+	if err != nil {
+		return false, err
 	}
 	return s.b.Has(ctx, c)
 }
@@ -54,9 +65,9 @@ func (s BlockStorage) Has(ctx context.Context, key string) (bool, error) {
 // Get returns the bytes of a block, which are the caller's. A block that is not there
 // is an ipld.ErrNotFound, which go-ipld-prime recognises by its NotFound method.
 func (s BlockStorage) Get(ctx context.Context, key string) ([]byte, error) {
-	c, err := cid.Cast([]byte(key))
+	c, err := cidOf(key)
 	if err != nil {
-		return nil, fmt.Errorf("key %q: %w", key, err)
+		return nil, err
 	}
 	return s.b.bytes(ctx, c)
 }

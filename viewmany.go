@@ -5,11 +5,11 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"fmt"
 	"slices"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
+	ipld "github.com/ipfs/go-ipld-format"
 	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/internal/carscan"
@@ -158,7 +158,7 @@ func (r *manyReader) inOrder() error {
 		served, err := true, error(nil)
 		switch {
 		case !ok:
-			err = r.fn(i, nil, fmt.Errorf("block %q: %w", c, errBadCID))
+			err = r.fn(i, nil, ipld.ErrNotFound{Cid: c})
 		case code == mh.IDENTITY:
 			err = r.fn(i, bytes.Clone(digest), nil) // the CID's own must not change
 		case r.row.on:
@@ -307,9 +307,6 @@ func (r *manyReader) nextSpan() error {
 // one serves a block by itself.
 func (r *manyReader) one(w wanted) error {
 	c := r.cids[w.i]
-	p := r.alloc(w.loc.size)
-	if err := r.b.read(c, cids.Multihash(c), w.loc, p); err != nil {
-		return r.fn(w.i, nil, err)
-	}
-	return r.fn(w.i, p, nil)
+	p, err := r.b.read(c, cids.Multihash(c), w.loc, r.alloc(w.loc.size))
+	return r.fn(w.i, p, err)
 }

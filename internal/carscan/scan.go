@@ -585,3 +585,31 @@ func SectionAt(r io.ReaderAt, l *Layout, offset uint64, opts Options, buf []byte
 	}
 	return err
 }
+
+// PayloadEnd returns where the section ends behind which only padding is left, or
+// nothing, for a file that was scanned before. It walks from the section at offset from
+// of the payload on; with the length of the header it begins with the first one.
+func PayloadEnd(ctx context.Context, r io.ReaderAt, l *Layout, from uint64, opts Options) (uint64, error) {
+	opts.SkipUnsupported = true
+	s := scanner{opts: opts.withDefaults(), base: int64(l.DataOffset), end: l.DataSize, next: from}
+	var buf [MaxSectionHeader]byte
+	var rec Record
+	for s.next < s.end {
+		if err := ctx.Err(); err != nil {
+			return 0, err
+		}
+		b := buf[:min(MaxSectionHeader, s.end-s.next)]
+		if err := readFull(r, b, s.base+int64(s.next)); err != nil {
+			return 0, err
+		}
+		switch err := s.section(b, &rec); err {
+		case nil, errSkip:
+			s.next += uint64(rec.HeaderLen) + uint64(rec.Size)
+		case errPadding:
+			return s.next, nil
+		default:
+			return 0, err
+		}
+	}
+	return s.next, nil
+}
