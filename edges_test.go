@@ -377,7 +377,7 @@ func TestReadBlockstore(t *testing.T) {
 			t.Errorf("GetSize of an identity CID: %d, %v", n, err)
 		}
 	}
-	if _, err := bs.Get(ctx, cid.Undef); err == nil || ipld.IsNotFound(err) {
+	if _, err := bs.Get(ctx, cid.Undef); !ipld.IsNotFound(err) {
 		t.Errorf("Get of no CID: %v", err)
 	}
 	ended, cancel := context.WithCancel(ctx)
