@@ -164,8 +164,9 @@ type Config struct {
 	// MaxShardRecords is the largest number of sections of one shard; 0 means
 	// 1<<32 - 1, the most that an index holds.
 	MaxShardRecords uint64
-	// IdleHandles is how many shards without accessors are kept open; 0 means 128,
-	// negative none.
+	// IdleHandles is how many shards without accessors are kept open; 0 means 128, or
+	// fewer if the process may have few descriptors (see ShardsToKeepOpen), negative
+	// none. They are given up when there are none left.
 	IdleHandles int
 	// IdleTimeout is how long they are; 0 means one second.
 	IdleTimeout time.Duration
@@ -208,7 +209,7 @@ func (cfg Config) withDefaults() Config {
 	orInt(&cfg.MaxConcurrentReadyFetches, defaultSlots)
 	orInt(&cfg.MaxConcurrentOpens, defaultOpens)
 	if cfg.IdleHandles == 0 {
-		cfg.IdleHandles = defaultIdle
+		cfg.IdleHandles = min(defaultIdle, ShardsToKeepOpen())
 	}
 	if cfg.IdleTimeout <= 0 {
 		cfg.IdleTimeout = defaultIdleTimeout
