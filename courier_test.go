@@ -134,9 +134,9 @@ func TestCourierMany(t *testing.T) {
 		for i := range outs {
 			if i%4 == 3 {
 				close(outs[i])
+				synctest.Wait() // to close while another sends is a race of the caller's
 			}
 		}
-		synctest.Wait()
 		for i := range outs {
 			if i%4 < 2 && !slices.IsSorted(received[i]) {
 				t.Errorf("channel %d: %v", i, received[i])
