@@ -28,6 +28,9 @@ const (
 	pollIdle = 10 * time.Millisecond
 	// pollBroken is how long it waits after an error.
 	pollBroken = 250 * time.Millisecond
+	// lookAge is how old a look at the journal's names may be for an answer that is to be
+	// fresh: between two, the files that are open are believed to be the journal.
+	lookAge = time.Millisecond
 )
 
 // Follower is a store that another process writes, opened read-only: it tails the
@@ -86,7 +89,9 @@ func openFollower(ctx context.Context, dir string, opts []Option) (*DAGStore, er
 		c.CheckpointDir = filepath.Join(dir, "checkpoints")
 	}
 	c.RecoverOnStart = DoNotRecover
-	d, err := newStore(c.Config, newTail(r))
+	t := newTail(r)
+	t.lockHeld = func() (held, known bool) { return fsio.LockHeld(c.fs, filepath.Join(dir, "journal", "LOCK")) }
+	d, err := newStore(c.Config, t)
 	if err != nil {
 		return nil, errors.Join(err, r.Close())
 	}
@@ -101,6 +106,8 @@ func openFollower(ctx context.Context, dir string, opts []Option) (*DAGStore, er
 type tail struct {
 	reader *journal.Reader
 	d      *DAGStore
+	// lockHeld says whether somebody holds the writer's lock, if that can be seen.
+	lockHeld func() (held, known bool)
 
 	// following is held by who shows what is new.
 	following sync.Mutex
@@ -111,7 +118,7 @@ type tail struct {
 		sync.Mutex
 		err    error // why the last look failed
 		since  time.Time
-		looked time.Time // when the journal was last looked at with success
+		looked time.Time // when the journal was last looked at, by name, with success
 		jumps  int       // how often a compaction overtook the follower
 	}
 }
@@ -123,6 +130,7 @@ func newTail(r *journal.Reader) *tail {
 // start begins to follow. The store is started.
 func (t *tail) start(d *DAGStore) {
 	t.d = d
+	t.seen(time.Now()) // it was just opened
 	go t.run()
 }
 
@@ -155,13 +163,35 @@ func (t *tail) run() {
 // real head, and has the news applied. It does not wait for that, unless a compaction
 // has overtaken the follower: before that is made up for, nobody knows the head.
 func (t *tail) refresh() {
+	t.mu.Lock()
+	blind := t.mu.err != nil
+	byName := blind || time.Since(t.mu.looked) > lookAge
+	t.mu.Unlock()
+	refresh := t.reader.Refresh
+	if byName {
+		refresh = t.reader.RefreshByName
+	}
 	before := t.reader.Head()
-	head, err := t.reader.Refresh()
+	began := time.Now()
+	head, err := refresh()
 	switch {
-	case errors.Is(err, journal.ErrCompacted):
-		_, _ = t.look() // it is in Freshness, and tried again
-	case err != nil || head != before:
+	case err != nil, blind:
+		_, _ = t.look() // once more, or what is new now; it is in Freshness, and tried again
+	case head != before:
 		t.wake()
+		fallthrough
+	case byName:
+		t.seen(began)
+	}
+}
+
+// seen notes that the journal was looked at, by name, and found to be what it was. It
+// ends no trouble: what is new may not have been shown.
+func (t *tail) seen(at time.Time) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if at.After(t.mu.looked) {
+		t.mu.looked = at
 	}
 }
 
@@ -176,8 +206,9 @@ func (t *tail) wake() {
 func (t *tail) look() (news bool, err error) {
 	t.following.Lock()
 	defer t.following.Unlock()
-	defer func() { t.looked(err) }()
-	_, err = t.reader.Refresh()
+	began := time.Now()
+	defer func() { t.looked(began, err) }()
+	_, err = t.reader.RefreshByName()
 	if err == nil {
 		news, err = t.takeUp()
 	}
@@ -223,8 +254,8 @@ func (t *tail) jump() error {
 	return nil
 }
 
-// looked notes how a look at the journal ended.
-func (t *tail) looked(err error) {
+// looked notes how a look at the journal ended, which began at that time.
+func (t *tail) looked(began time.Time, err error) {
 	if t.d.ctx.Err() != nil {
 		return
 	}
@@ -235,7 +266,7 @@ func (t *tail) looked(err error) {
 		if t.mu.err != nil {
 			t.d.log.Info("follower: goes on", "event", t.d.cat.Position().Seq)
 		}
-		t.mu.err, t.mu.looked = nil, time.Now()
+		t.mu.err, t.mu.looked = nil, began
 	case t.mu.err == nil:
 		t.mu.since = time.Now()
 		fallthrough
@@ -260,6 +291,34 @@ func (t *tail) trouble() error {
 	return fmt.Errorf("the journal cannot be followed since %s: %w", t.mu.since.UTC().Format(time.RFC3339), t.mu.err)
 }
 
+// blindFor is since when the journal cannot be looked at; 0 if it can be.
+func (t *tail) blindFor() time.Duration {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.mu.err == nil {
+		return 0
+	}
+	return time.Since(t.mu.looked)
+}
+
+// writer says how the process that writes is, as far as can be seen from here.
+func (t *tail) writer() (seen time.Time, state WriterState) {
+	mark, told := t.reader.Watermark()
+	if told {
+		seen = mark.Time
+	}
+	held, known := t.lockHeld()
+	switch {
+	case held:
+		return time.Now(), WriterRunning
+	case told && mark.Closed:
+		return seen, WriterClosed
+	case known:
+		return seen, WriterGone
+	}
+	return seen, WriterUnknown
+}
+
 // stop waits for the end of following. The store's context has ended.
 func (t *tail) stop() {
 	if t != nil && t.d != nil {
@@ -278,10 +337,40 @@ func (d *DAGStore) fresher() error {
 	return nil
 }
 
-// overlay adds to a view's freshness what keeps a follower from going on.
+// freshFor is fresher for an answer of a view that shall be as fresh as c asks for. While
+// a follower cannot look at the journal, nobody knows what is in it by now: only what
+// does not depend on that is answered.
+func (d *DAGStore) freshFor(view string, c Consistency) error {
+	if err := d.fresher(); err != nil || d.tail == nil {
+		return err
+	}
+	cause := d.tail.trouble()
+	if cause == nil {
+		return nil
+	}
+	f, err := d.views.Freshness(view)
+	if err != nil || c.ShownBy(f.Applied) {
+		return err
+	}
+	e := &NotFreshError{View: view, Had: f.Applied, Head: f.Head, State: projection.Stalled, Err: cause, RetryAfter: pollBroken}
+	var timed bool
+	if e.Within, timed = c.WithinBound(); !timed {
+		e.Want = f.Head
+	}
+	return e
+}
+
+// overlay adds to a view's freshness what keeps a follower from going on, and since when:
+// what was written since is not counted by anybody.
 func (d *DAGStore) overlay(f Freshness) Freshness {
-	if err := d.tail.trouble(); err != nil && f.Err == nil {
-		f.State, f.Err = projection.Stalled, err
+	if d.tail == nil {
+		return f
+	}
+	if err := d.tail.trouble(); err != nil {
+		f.LagFor = max(f.LagFor, d.tail.blindFor())
+		if f.Err == nil {
+			f.State, f.Err = projection.Stalled, err
+		}
 	}
 	return f
 }

@@ -65,11 +65,45 @@ type Health struct {
 	// Refused counts the appends that the journal refused, be it for a moment: a full
 	// disk shows here while the store goes on.
 	Refused RefusedAppends
+	// WriterSeen is when a follower last heard of the process that writes: when that one
+	// said last how far the journal is, or now, if it is seen to hold the journal. It is
+	// zero if nothing was heard, and for a store that writes itself.
+	WriterSeen time.Time
+	// Writer is what a follower believes of that process.
+	Writer WriterState
 	// Recovery is what the start found.
 	Recovery projection.Recovery
 	// Views' checkpoints and the removal of old segments, counted.
 	Checkpoints projection.RunnerStats
 }
+
+// WriterState is what a follower believes of the process that writes.
+type WriterState uint8
+
+const (
+	// WriterUnknown: it has not closed the store, and whether it lives cannot be seen on
+	// this system. So it is for a store that does not follow.
+	WriterUnknown WriterState = iota
+	// WriterRunning: a process holds the lock of the journal.
+	WriterRunning
+	// WriterClosed: it closed the store, and nobody has opened it since.
+	WriterClosed
+	// WriterGone: it did not close the store, and nobody who can be seen from here holds
+	// the lock: it was killed, or it is on another machine, or in another PID namespace.
+	WriterGone
+)
+
+var writerNames = [...]string{"unknown", "running", "closed", "gone"}
+
+func (s WriterState) String() string {
+	if int(s) < len(writerNames) {
+		return writerNames[s]
+	}
+	return "invalid"
+}
+
+// MarshalText encodes the state as its name.
+func (s WriterState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
 
 // RefusedAppends are the batches of events that the journal did not take since the store
 // was started. What was to become of the shards in them did not come to be, and who asked
@@ -177,6 +211,9 @@ func (d *DAGStore) Health() Health {
 	running := d.phase.Load() == phaseRunning
 	if running {
 		h.Views, h.Head, h.Checkpoints = d.Views(), d.journal.Head(), d.views.Stats()
+		if d.tail != nil {
+			h.WriterSeen, h.Writer = d.tail.writer()
+		}
 	}
 	d.health.Lock()
 	defer d.health.Unlock()
@@ -235,7 +272,10 @@ func (h Health) String() string {
 	var b strings.Builder
 	fmt.Fprintf(&b, "%s at event %d", h.State, h.Head.Seq)
 	if h.Follower {
-		b.WriteString(", following")
+		fmt.Fprintf(&b, ", following a writer that is %s", h.Writer)
+		if !h.WriterSeen.IsZero() {
+			fmt.Fprintf(&b, " and was last heard at %s", h.WriterSeen.UTC().Format(time.RFC3339))
+		}
 	}
 	if why := h.Reason(); why != "" {
 		fmt.Fprintf(&b, ": %q", why)
@@ -262,6 +302,13 @@ func (h Health) MarshalJSON() ([]byte, error) {
 	for i, f := range h.Views {
 		views[i] = FreshnessAsJSON(f)
 	}
+	writer, seen := "", (*time.Time)(nil)
+	if h.Follower {
+		writer = h.Writer.String()
+		if at := h.WriterSeen.UTC(); !h.WriterSeen.IsZero() {
+			seen = &at
+		}
+	}
 	return json.Marshal(struct {
 		State    HealthState     `json:"state"`
 		Since    time.Time       `json:"since"`
@@ -271,10 +318,12 @@ func (h Health) MarshalJSON() ([]byte, error) {
 		Head     uint64          `json:"head"`
 		Position string          `json:"position"`
 		Follower bool            `json:"follower,omitempty"`
+		Writer   string          `json:"writer,omitempty"`
+		Seen     *time.Time      `json:"writerSeen,omitempty"`
 		ReadOnly string          `json:"readOnly,omitempty"`
 		Refused  *refusedJSON    `json:"refusedAppends,omitempty"`
 		Views    []FreshnessJSON `json:"views"`
-	}{h.State, h.Since.UTC(), h.Live(), h.Ready(), h.Reason(), h.Head.Seq, h.Head.Token(), h.Follower, text(h.ReadOnly), h.Refused.json(), views})
+	}{h.State, h.Since.UTC(), h.Live(), h.Ready(), h.Reason(), h.Head.Seq, h.Head.Token(), h.Follower, writer, seen, text(h.ReadOnly), h.Refused.json(), views})
 }
 
 type refusedJSON struct {

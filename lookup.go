@@ -26,8 +26,8 @@ func (d *DAGStore) AppendShards(ctx context.Context, dst []shard.Key, h mh.Multi
 // reads a block that very many shards may hold: which ones these are is not said. 0
 // means all.
 func (d *DAGStore) AppendShardsUpTo(ctx context.Context, dst []shard.Key, h mh.Multihash, c Consistency, most int) ([]shard.Key, Position, error) {
-	if err := d.fresher(); err != nil {
-		return dst, Position{}, err
+	if err := d.freshFor(TopLevelView, c); err != nil {
+		return dst, Position{}, fmt.Errorf("find shards: %w", err)
 	}
 	t := d.top.Load()
 	pos, ok := d.reached(t, c)

@@ -99,7 +99,7 @@ func (d *DAGStore) Views() []Freshness {
 // WaitFor waits until a view is as fresh as c asks for. It waits as long as ctx and
 // c allow, by default 5 s, and then returns a *[NotFreshError].
 func (d *DAGStore) WaitFor(ctx context.Context, view string, c Consistency) (Freshness, error) {
-	if err := d.fresher(); err != nil {
+	if err := d.freshFor(view, c); err != nil {
 		return Freshness{}, err
 	}
 	f, err := d.views.Wait(ctx, view, c)
@@ -109,7 +109,7 @@ func (d *DAGStore) WaitFor(ctx context.Context, view string, c Consistency) (Fre
 // ReadView waits like WaitFor and returns what the view published last, or the view
 // itself if it publishes nothing.
 func (d *DAGStore) ReadView(ctx context.Context, view string, c Consistency) (any, Freshness, error) {
-	if err := d.fresher(); err != nil {
+	if err := d.freshFor(view, c); err != nil {
 		return nil, Freshness{}, err
 	}
 	v, f, err := d.views.Read(ctx, view, c)
@@ -156,7 +156,7 @@ func (d *DAGStore) Checkpoint(ctx context.Context) error {
 // Catalogue returns the state of all shards as fresh as c asks for, or with [AsOf] as
 // it was at a position. It never changes.
 func (d *DAGStore) Catalogue(ctx context.Context, c Consistency) (*projection.Snapshot, Freshness, error) {
-	if err := d.fresher(); err != nil {
+	if err := d.freshFor(CatalogueView, c); err != nil {
 		return nil, Freshness{}, err
 	}
 	s, f, err := d.views.SnapshotFor(ctx, c)
@@ -168,7 +168,7 @@ func (d *DAGStore) Catalogue(ctx context.Context, c Consistency) (*projection.Sn
 // checkpoint and replays what follows, so its cost is that of a start. Errors wrap
 // [ErrFuturePosition] and [ErrCompacted].
 func (d *DAGStore) CatalogueAt(ctx context.Context, seq uint64) (*projection.Snapshot, error) {
-	if err := d.fresher(); err != nil {
+	if err := d.freshFor(CatalogueView, Latest()); err != nil {
 		return nil, err
 	}
 	s, err := d.views.CatalogueAt(ctx, seq)
@@ -209,8 +209,8 @@ func (e *NoShardError) Unwrap() error { return errNoShard }
 // error is a *[NoShardError], which says as of when. The past cannot be asked for:
 // the entries of shards that were destroyed are gone.
 func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency) ([]shard.Key, Freshness, error) {
-	if err := d.fresher(); err != nil {
-		return nil, Freshness{}, err
+	if err := d.freshFor(TopLevelView, c); err != nil {
+		return nil, Freshness{}, fmt.Errorf("find shards: %w", err)
 	}
 	v, f, err := d.views.Read(ctx, TopLevelView, c)
 	f = d.overlay(f)

@@ -132,9 +132,19 @@ func (r *Reader) release() {
 //	                      older copy: what was shown is not so any more.
 //
 // or are a [*DamageError] or the disk's.
-func (r *Reader) Refresh() (Position, error) {
+func (r *Reader) Refresh() (Position, error) { return r.refresh(false) }
+
+// RefreshByName is Refresh that looks the journal's names up again, at the cost of some
+// system calls: one that was moved away, removed or exchanged for another is noticed now,
+// and not by one of the next Refreshes.
+func (r *Reader) RefreshByName() (Position, error) { return r.refresh(true) }
+
+func (r *Reader) refresh(byName bool) (Position, error) {
 	r.following.Lock()
 	defer r.following.Unlock()
+	if byName {
+		r.head.idle = -1
+	}
 	if r.isClosed() {
 		return Position{}, fmt.Errorf("refresh: %w", ErrClosed)
 	}

@@ -63,6 +63,23 @@ func (c Consistency) Wait(d time.Duration) Consistency {
 // AsOfPosition returns the position of an AsOf.
 func (c Consistency) AsOfPosition() (p journal.Position, ok bool) { return c.pos, c.mode == asOfMode }
 
+// WithinBound returns the staleness of a Within.
+func (c Consistency) WithinBound() (d time.Duration, ok bool) { return c.within, c.mode == withinMode }
+
+// ShownBy says whether pos is all that c asks for, whatever else there is by now: of Any
+// it always is, and of AtLeast if pos has come so far.
+func (c Consistency) ShownBy(pos journal.Position) bool {
+	switch c.mode {
+	case anyMode:
+		return true
+	case atLeastMode:
+		return c.pos.Seq <= pos.Seq
+	case atLeastSeqMode:
+		return c.seq <= pos.Seq
+	}
+	return false
+}
+
 // String is for people.
 func (c Consistency) String() string {
 	switch c.mode {

@@ -57,6 +57,8 @@ func (r readOnly) SyncDir(string) error { return nil }
 
 func (r readOnly) Lock(name string) (io.Closer, error) { return nil, refused("lock", name) }
 
+func (r readOnly) LockHeld(name string) (held, known bool) { return LockHeld(r.FS, name) }
+
 type readOnlyFile struct{ File }
 
 func (f readOnlyFile) Write([]byte) (int, error)          { return 0, refused("write", f.Name()) }
