@@ -128,7 +128,11 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 	}
 	switch {
 	case req.reclaimed != nil:
-		req.reclaimed(req.key, r.Code, r.Cause)
+		cause := r.Cause
+		if r.Code == fsm.ErrBusy && lv != nil {
+			cause = lv.needs()
+		}
+		req.reclaimed(req.key, r.Code, cause)
 	case r.Accessor:
 		if err := req.ctx.Err(); err != nil && !planted.Bug("store-reference-of-absent-kept") {
 			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})

@@ -11,6 +11,7 @@ import (
 
 	"github.com/dagstore/dagstore"
 	"github.com/dagstore/dagstore/shard"
+	"github.com/dagstore/dagstore/testdata"
 )
 
 // keeper is a Holder that keeps one accessor and, unless it is stubborn, lets go when
@@ -235,3 +236,42 @@ type manyKeepers []int
 func (manyKeepers) HolderName() string { return "" }
 func (manyKeepers) LetGo(shard.Key)    {}
 func (manyKeepers) LetGoIdle()         {}
+
+// TestGCSaysWhoUses: a GC says which copies it kept and who needs them, and how much it
+// reclaimed; asked to, it has those let go who keep accessors for later.
+func TestGCSaysWhoUses(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		d := start(t, dagstore.Config{})
+		free, called, kept := key("free"), key("called"), key("kept")
+		for _, k := range []shard.Key{free, called, kept} {
+			register(t, d, k, carV1())
+		}
+		acc := acquire(t, d, called)
+		h := newKeeper(t, d, kept)
+		gc := func(o dagstore.GCOptions) *dagstore.GCResult {
+			t.Helper()
+			res, err := d.GCWith(background, o)
+			if err != nil || res.ShardFailures() != 0 {
+				t.Fatalf("%+v, %v", res, err)
+			}
+			return res
+		}
+		size := uint64(len(testdata.CarV1))
+		res := gc(dagstore.GCOptions{})
+		if len(res.InUse) != 2 || !strings.Contains(res.InUse[called], "1 of callers") || !strings.Contains(res.InUse[kept], "1 of the test's keeper") || res.Reclaimed != size {
+			t.Errorf("%+v", res)
+		}
+		if res = gc(dagstore.GCOptions{}); res.Reclaimed != 0 {
+			t.Errorf("reclaimed %d bytes of nothing", res.Reclaimed)
+		}
+		res = gc(dagstore.GCOptions{AskHolders: true})
+		if len(res.InUse) != 1 || res.InUse[called] == "" || res.Reclaimed != size {
+			t.Errorf("with holders asked: %+v", res)
+		}
+		<-h.asked
+		closeAll(t, acc)
+		if res = gc(dagstore.GCOptions{}); len(res.InUse) != 0 || res.Reclaimed != size {
+			t.Errorf("at last: %+v", res)
+		}
+	})
+}

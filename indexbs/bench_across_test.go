@@ -316,3 +316,58 @@ func BenchmarkMiss(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkPopular reads a block that very many shards hold, and one that a single shard
+// does, in turns, and reports how much longer the popular one takes: with what is
+// remembered, and looked up each time. DAGSTORE_BENCH_POPULAR changes how many shards.
+func BenchmarkPopular(b *testing.B) {
+	n := intEnv(b, "DAGSTORE_BENCH_POPULAR", 3000)
+	d, err := dagstore.Open(b.Context(), filepath.Join(b.TempDir(), "store"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer d.Close()
+	popular, out := blockOf(1<<55, 64), make(chan dagstore.ShardResult, n)
+	for i := range n {
+		own := blockOf(uint64(i+1), 64)
+		m := &mount.BytesMount{Bytes: carOfMany([]cid.Cid{cidOf(popular), cidOf(own)}, [][]byte{popular, own})}
+		if err := d.RegisterShard(b.Context(), shard.KeyFromString(strconv.Itoa(i)), m, out, dagstore.RegisterOpts{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	for range n {
+		if res := <-out; res.Error != nil {
+			b.Fatal(res.Error)
+		}
+	}
+	one := cidOf(blockOf(7, 64))
+	for name, hot := range map[string]int{"": 0, "-looked-up": -1} {
+		bs, err := indexbs.Of(d, indexbs.Options{HotBlocks: hot})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer bs.Close()
+		for what, read := range map[string]func(context.Context, cid.Cid) error{
+			"get":  func(ctx context.Context, c cid.Cid) error { _, err := bs.Get(ctx, c); return err },
+			"size": func(ctx context.Context, c cid.Cid) error { _, err := bs.GetSize(ctx, c); return err },
+			"has":  func(ctx context.Context, c cid.Cid) error { _, err := bs.Has(ctx, c); return err },
+			"many": func(ctx context.Context, c cid.Cid) error { _, err := bs.GetMany(ctx, []cid.Cid{c}); return err },
+		} {
+			b.Run(what+name, func(b *testing.B) {
+				var took [2]time.Duration
+				for b.Loop() {
+					for i, c := range []cid.Cid{one, cidOf(popular)} {
+						begin := time.Now()
+						for range 16 {
+							if err := read(b.Context(), c); err != nil {
+								b.Fatal(err)
+							}
+						}
+						took[i] += time.Since(begin)
+					}
+				}
+				b.ReportMetric(float64(took[1])/float64(took[0]), "ratio")
+			})
+		}
+	}
+}

@@ -159,6 +159,19 @@ func (bs *IndexBackedBlockstore) Has(ctx context.Context, c cid.Cid) (bool, erro
 	if _, ok := cids.Identity(c); ok {
 		return true, nil
 	}
+	if err := ctx.Err(); err != nil {
+		return false, err
+	}
+	if e := bs.cache.placed(cids.Multihash(c)); e != nil { // no policy declines then
+		has := false
+		err := e.use(func(b dagstore.ReadBlockstore) (err error) {
+			has, err = b.Has(ctx, c)
+			return err
+		})
+		if err == nil && has {
+			return true, nil
+		} // or else the index will tell
+	}
 	s := newReading(c)
 	defer s.done()
 	if err := bs.lookup(ctx, s, bs.most(1)); err != nil || s.absent != nil {
