@@ -13,37 +13,38 @@ import (
 	"sync/atomic"
 	"unsafe"
 
-	"github.com/FastFilter/xorfilter"
-
 	"github.com/dagstore/dagstore/internal/fsio"
+	"github.com/dagstore/dagstore/internal/mapped"
 	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/shard"
 )
 
-// diskRun is a run on disk. It is immutable, and mapped if the file system can; its
-// mapping goes when nothing refers to the run any more.
+// diskRun is a run on disk. It is immutable. Its filters and ingests are kept in memory;
+// its buckets are read through a mapping if they are known to be in memory, and else by
+// system calls. The mapping goes when nothing refers to the run any more.
 type diskRun struct {
 	footer
-	name  string
-	seq   uint64
-	data  []byte
-	parts []part
-	// ingestsOK: the ingests' checksum was right.
-	ingestsOK atomic.Bool
-	// big holds the offsets of large buckets that were checked.
+	name string
+	seq  uint64
+	size uint64
+	// file is read where data need not be in memory; nil: all of data is.
+	file    *mapped.Table
+	data    []byte
+	all     mapped.Warm // of data without a file
+	filters *filters
+	retired bool // guarded by filters.mu
+	parts   []part
+	// kept is ingests and keys, once they were read and checked.
+	kept struct {
+		sync.Mutex
+		mem atomic.Pointer[[]byte]
+	}
+	// big holds the offsets of large buckets that were checked where they are mapped.
 	big sync.Map
 }
 
-// part is a partition that is open.
-type part struct {
-	partition
-	fuse xorfilter.BinaryFuse[uint8]
-	// checked: the checksum of filter and ends was right.
-	checked atomic.Bool
-}
-
 // openRun opens the run of a file. want is the checksum of its footer if that is known.
-func openRun(fsys fsio.FS, name string, id uint64, want *uint32) (_ *diskRun, err error) {
+func openRun(fsys fsio.FS, name string, id uint64, want *uint32, filters *filters) (_ *diskRun, err error) {
 	f, err := fsys.OpenFile(name, 0, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &DamagedError{File: name, What: "the file is missing"}
@@ -51,48 +52,66 @@ func openRun(fsys fsio.FS, name string, id uint64, want *uint32) (_ *diskRun, er
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close() // was only read
-	r := &diskRun{name: name}
-	// Lookups hold the run, not a count: whoever looks something up in a run that was
-	// merged meanwhile keeps its mapping. So a mapping goes with the garbage, which other
-	// file systems than the operating system's, which may count it, need not put up with.
-	if m, ok := f.(fsio.Mapper); ok && fsys == fsio.OS() {
-		if data, unmap, err := m.Map(); err == nil {
-			r.data = data
-			runtime.AddCleanup(r, func(unmap func() error) { _ = unmap() }, unmap)
-		}
-	}
-	if r.data == nil {
+	r := &diskRun{name: name, filters: filters}
+	_, maps := f.(fsio.Mapper)
+	if _, memory := f.(fsio.MemoryMapper); memory || !maps {
+		defer f.Close() // was only read
 		if r.data, err = io.ReadAll(f); err != nil {
 			return nil, fmt.Errorf("top-level index: read %s: %w", name, err)
 		}
+		if err := r.open(id, want); err != nil {
+			return nil, err
+		}
+		return r, nil
 	}
+	if r.file, err = mapped.NewTable(fsys, f, name); err != nil {
+		return nil, errors.Join(err, f.Close())
+	}
+	r.data = r.file.Data()
 	if err := r.open(id, want); err != nil {
-		return nil, err
+		return nil, errors.Join(err, r.file.Close())
 	}
+	// Lookups hold the run, not a count: whoever looks something up in a run that was
+	// merged meanwhile keeps its mapping. So it goes with the garbage.
+	runtime.AddCleanup(r, func(t *mapped.Table) { _ = t.Close() }, r.file)
 	return r, nil
 }
 
-func (r *diskRun) open(id uint64, want *uint32) (err error) {
-	defer r.unguard(r.guard(), &err)
-	size := uint64(len(r.data))
+func (r *diskRun) open(id uint64, want *uint32) error {
+	if r.size = uint64(len(r.data)); r.file != nil {
+		r.size = uint64(r.file.Size())
+	} else {
+		r.all = mapped.AllWarm(int64(r.size))
+	}
+	size := r.size
 	if size < headerLen+footerLen {
 		return r.damaged(size, "the file ends here")
 	}
-	what, newer := decodeHeader(r.data, id)
+	header, err := r.readOnce(0, headerLen, nil)
+	if err != nil {
+		return err
+	}
+	what, newer := decodeHeader(header, id)
 	switch {
 	case newer:
 		return fmt.Errorf("%w: %s: %s, this release reads %d", ErrNewerFormat, r.name, what, runVersion)
 	case what != "":
 		return r.damaged(0, what)
 	}
-	if what := r.footer.decode(r.data[size-footerLen:], size); what != "" {
+	foot, err := r.readOnce(size-footerLen, footerLen, nil)
+	if err != nil {
+		return err
+	}
+	if what := r.footer.decode(foot, size); what != "" {
 		return r.damaged(size-footerLen, what)
 	}
-	if want != nil && r.footer.crc != *want || r.footer.header != binary.LittleEndian.Uint32(r.data[headerLen-crcLen:]) {
+	if want != nil && r.footer.crc != *want || r.footer.header != binary.LittleEndian.Uint32(header[headerLen-crcLen:]) {
 		return r.damaged(size-footerLen, "a footer that is not the one that was written")
 	}
-	dir := r.data[r.dirAt : size-footerLen]
+	dir, err := r.readOnce(r.dirAt, size-footerLen-r.dirAt, nil)
+	if err != nil {
+		return err
+	}
 	if crc32.Checksum(dir, castagnoli) != r.dirCRC {
 		return r.damaged(r.dirAt, "checksum of the directory")
 	}
@@ -107,7 +126,6 @@ func (r *diskRun) open(id uint64, want *uint32) (err error) {
 		if what != "" {
 			return r.damaged(r.dirAt+uint64(i)*dirLen, fmt.Sprintf("partition %d: %s", i, what))
 		}
-		p.fuse = p.filter(r.data[p.at : p.at+uint64(p.filterLen)])
 		at += p.size(int(r.width))
 		entries += uint64(p.entries)
 	}
@@ -115,6 +133,44 @@ func (r *diskRun) open(id uint64, want *uint32) (err error) {
 		return r.damaged(r.dirAt, "partitions do not fill the file")
 	}
 	return nil
+}
+
+// warm says what of data is in memory.
+func (r *diskRun) warm() mapped.Warm {
+	if r.file == nil {
+		return r.all
+	}
+	if planted.Bug("toplevel-mapping-read-cold") {
+		return mapped.AllWarm(int64(r.size))
+	}
+	return r.file.Warm()
+}
+
+// readOnce returns n bytes at offset at, which are in the file, for who will not soon
+// come back: of data if that is memory, or in buf if they fit, which ends with the next.
+func (r *diskRun) readOnce(at, n uint64, buf []byte) ([]byte, error) {
+	if r.file == nil {
+		return r.data[at : at+n], nil
+	}
+	if uint64(cap(buf)) < n {
+		buf = make([]byte, n)
+	}
+	got, err := r.file.ReadOnce(buf[:n], int64(at))
+	return buf[:n], r.readError(at, n, got, err)
+}
+
+// readError says why not all of n bytes at an offset were read: a file that ends early is
+// damaged, any other failure to read is not.
+func (r *diskRun) readError(at, n uint64, got int, err error) error {
+	switch {
+	case got == int(n):
+		return nil
+	case errors.Is(err, io.EOF):
+		return r.damaged(at+uint64(got), "the file ends here")
+	case err == nil:
+		err = io.ErrNoProgress
+	}
+	return fmt.Errorf("top-level index: read %s: %w", r.name, err)
 }
 
 func (r *diskRun) damaged(at uint64, what string) error {
@@ -143,30 +199,26 @@ func (r *diskRun) fault(p any) error {
 	panic(p)
 }
 
-// check checks filter and ends, once.
-func (r *diskRun) check(p *part) error {
-	if crc32.Checksum(r.data[p.at:p.bucketsAt()], castagnoli) != p.crc && !planted.Bug("toplevel-filter-not-checked") {
-		return r.damaged(p.at, "checksum of a filter")
-	}
-	p.checked.Store(true)
-	return nil
-}
-
-// find appends the numbers of the ingests that have f. The caller guards.
-func (r *diskRun) find(f fingerprint, found []uint32) ([]uint32, error) {
+// find appends the numbers of the ingests that have f, with the help of a buffer for
+// buckets. The caller guards.
+func (r *diskRun) find(f fingerprint, found []uint32, buf *[]byte) ([]uint32, error) {
 	p := &r.parts[partOf(f.hi, r.partBits)]
 	if p.entries == 0 {
 		return found, nil
 	}
-	if !p.checked.Load() {
-		if err := r.check(p); err != nil {
+	mem := p.mem.Load()
+	if mem == nil {
+		var err error
+		if mem, err = r.loadHead(p); err != nil {
 			return found, err
 		}
+	} else if !p.used.Load() {
+		p.used.Store(true)
 	}
-	if p.segment != 0 && !p.fuse.Contains(f.hi) {
+	if p.segment != 0 && !p.has(mem, f.hi) {
 		return found, nil
 	}
-	b, err := r.bucket(p, bucketOf(f.hi, r.partBits, p.bits))
+	b, err := r.bucket(p, p.ends(mem), bucketOf(f.hi, r.partBits, p.bits), buf)
 	if err != nil {
 		return found, err
 	}
@@ -201,73 +253,109 @@ func decodeEntry(b []byte, width int) entry {
 	return e
 }
 
-// bucket returns the entries of a bucket after checking them.
-func (r *diskRun) bucket(p *part, i uint64) ([]byte, error) {
-	ends := r.data[p.endsAt():p.bucketsAt()]
+// place says where the entries of bucket i are, and how long they are; the checksum
+// follows.
+func (r *diskRun) place(p *part, ends []byte, i uint64) (at, n uint64, err error) {
 	from, to := uint64(0), uint64(binary.LittleEndian.Uint32(ends[4*i:]))
 	if i > 0 {
 		from = uint64(binary.LittleEndian.Uint32(ends[4*i-4:]))
 	}
 	if from > to || to > uint64(p.entries) {
-		return nil, r.damaged(p.endsAt()+4*i, "the end of a bucket")
+		return 0, 0, r.damaged(p.endsAt()+4*i, "the end of a bucket")
 	}
-	n := uint64(digestPart) + uint64(r.width)
-	at := p.bucketsAt() + from*n + i*crcLen
-	b := r.data[at : at+(to-from)*n]
-	if len(b) > bigBucket {
-		if _, ok := r.big.Load(at); ok {
-			return b, nil
+	each := uint64(digestPart) + uint64(r.width)
+	return p.bucketsAt() + from*each + i*crcLen, (to - from) * each, nil
+}
+
+// bucket returns the entries of a bucket after checking them, in buf if they are not known
+// to be in memory.
+func (r *diskRun) bucket(p *part, ends []byte, i uint64, buf *[]byte) ([]byte, error) {
+	at, n, err := r.place(p, ends, i)
+	if err != nil {
+		return nil, err
+	}
+	if !r.warm().Holds(at, at+n+crcLen) {
+		if uint64(cap(*buf)) < n+crcLen {
+			*buf = make([]byte, n+crcLen)
 		}
+		b := (*buf)[:n+crcLen]
+		got, err := r.file.ReadAt(b, int64(at))
+		if err := r.readError(at, n+crcLen, got, err); err != nil {
+			return nil, err
+		}
+		return r.checked(b, at)
 	}
-	if crc32.Update(bucketSeed(at), castagnoli, b) != binary.LittleEndian.Uint32(r.data[at+uint64(len(b)):]) && !planted.Bug("toplevel-bucket-not-checked") {
-		return nil, r.damaged(at, "checksum of a bucket")
+	b := r.data[at : at+n+crcLen]
+	if n <= bigBucket {
+		return r.checked(b, at)
 	}
-	if len(b) > bigBucket {
+	if _, ok := r.big.Load(at); ok {
+		return b[:n], nil
+	}
+	es, err := r.checked(b, at)
+	if err == nil {
 		r.big.Store(at, struct{}{})
 	}
+	return es, err
+}
+
+// checked returns the entries of the bucket b, which is at offset at, after checking them.
+func (r *diskRun) checked(b []byte, at uint64) ([]byte, error) {
+	n := len(b) - crcLen
+	if crc32.Update(bucketSeed(at), castagnoli, b[:n]) != binary.LittleEndian.Uint32(b[n:]) && !planted.Bug("toplevel-bucket-not-checked") {
+		return nil, r.damaged(at, "checksum of a bucket")
+	}
+	return b[:n], nil
+}
+
+// names returns ingests and keys, which are read and checked once, and kept.
+func (r *diskRun) names() ([]byte, error) {
+	if b := r.kept.mem.Load(); b != nil {
+		return *b, nil
+	}
+	r.kept.Lock()
+	defer r.kept.Unlock()
+	if b := r.kept.mem.Load(); b != nil {
+		return *b, nil
+	}
+	b, err := r.readOnce(r.ingestsAt, r.dirAt-r.ingestsAt, nil)
+	if err != nil {
+		return nil, err
+	}
+	if crc32.Checksum(b, castagnoli) != r.ingestsCRC {
+		return nil, r.damaged(r.ingestsAt, "checksum of the ingests")
+	}
+	r.kept.mem.Store(&b)
 	return b, nil
 }
 
-// checkIngests checks ingests and keys, once.
-func (r *diskRun) checkIngests() error {
-	if r.ingestsOK.Load() {
-		return nil
-	}
-	if crc32.Checksum(r.data[r.ingestsAt:r.dirAt], castagnoli) != r.ingestsCRC {
-		return r.damaged(r.ingestsAt, "checksum of the ingests")
-	}
-	r.ingestsOK.Store(true)
-	return nil
-}
-
-// ingest returns ingest i, its key in buf. The caller guards.
+// ingest returns ingest i, its key in buf.
 func (r *diskRun) ingest(i uint32, buf *[shard.MaxKeyLen]byte) (record, error) {
-	if err := r.checkIngests(); err != nil {
+	names, err := r.names()
+	if err != nil {
 		return record{}, err
 	}
-	at := r.ingestsAt + uint64(i)*ingestLen
-	rec, keyAt, keyLen := decodeIngest(r.data[at:])
+	rec, keyAt, keyLen := decodeIngest(names[uint64(i)*ingestLen:])
 	if keyAt > r.keysLen || uint64(keyLen) > r.keysLen-keyAt || keyLen > shard.MaxKeyLen {
-		return record{}, r.damaged(at, "the key of an ingest")
+		return record{}, r.damaged(r.ingestsAt+uint64(i)*ingestLen, "the key of an ingest")
 	}
-	n := copy(buf[:], r.data[r.ingestsAt+r.ingests*ingestLen+keyAt:][:keyLen])
+	n := copy(buf[:], names[r.ingests*ingestLen+keyAt:][:keyLen])
 	rec.key = unsafe.String(unsafe.SliceData(buf[:]), n)
 	return rec, nil
 }
 
 // records implements [source].
-func (r *diskRun) records() (recs []record, err error) {
-	defer r.unguard(r.guard(), &err)
-	if err := r.checkIngests(); err != nil {
+func (r *diskRun) records() ([]record, error) {
+	names, err := r.names()
+	if err != nil {
 		return nil, err
 	}
-	keys := string(r.data[r.ingestsAt+r.ingests*ingestLen : r.dirAt])
-	recs = make([]record, r.ingests)
+	keys := string(names[r.ingests*ingestLen:])
+	recs := make([]record, r.ingests)
 	for i := range recs {
-		at := r.ingestsAt + uint64(i)*ingestLen
-		rec, keyAt, keyLen := decodeIngest(r.data[at:])
+		rec, keyAt, keyLen := decodeIngest(names[uint64(i)*ingestLen:])
 		if keyAt > uint64(len(keys)) || uint64(keyLen) > uint64(len(keys))-keyAt || keyLen > shard.MaxKeyLen {
-			return nil, r.damaged(at, "the key of an ingest")
+			return nil, r.damaged(r.ingestsAt+uint64(i)*ingestLen, "the key of an ingest")
 		}
 		rec.key = keys[keyAt:][:keyLen]
 		recs[i] = rec
@@ -280,18 +368,24 @@ func (r *diskRun) len() uint64 { return r.entries }
 // read implements [source].
 func (r *diskRun) read() cursor { return &diskCursor{r: r} }
 
-// diskCursor reads a run bucket by bucket.
+// diskCursor reads a run bucket by bucket, by large reads that leave nothing behind.
 type diskCursor struct {
 	r      *diskRun
 	part   int
 	bucket uint64
 	rest   []byte // of the bucket before
+	head   []byte // of the partition, if some of it was read
+	// win is what was read of the buckets, from offset at on.
+	win []byte
+	at  uint64
 }
+
+// cursorRead is how much of the buckets of a run is read at once.
+const cursorRead = 256 << 10
 
 // next implements [cursor].
 func (c *diskCursor) next(last uint64, number []uint32, out []entry) (_ []entry, err error) {
 	r := c.r
-	defer r.unguard(r.guard(), &err)
 	n := digestPart + int(r.width)
 	for {
 		for ; len(c.rest) > 0; c.rest = c.rest[n:] {
@@ -313,16 +407,35 @@ func (c *diskCursor) next(last uint64, number []uint32, out []entry) (_ []entry,
 			return out, nil
 		}
 		p := &r.parts[c.part]
-		if c.bucket == 0 && !p.checked.Load() {
-			if err := r.check(p); err != nil {
+		if c.bucket == 0 {
+			if c.head, err = r.readHead(p, c.head); err != nil {
 				return out, err
 			}
 		}
-		if c.rest, err = r.bucket(p, c.bucket); err != nil {
+		if c.rest, err = c.read(p, c.bucket); err != nil {
 			return out, err
 		}
 		c.bucket++
 	}
+}
+
+// read returns the entries of a bucket of the partition whose head was read.
+func (c *diskCursor) read(p *part, i uint64) ([]byte, error) {
+	r := c.r
+	at, n, err := r.place(p, c.head[p.filterLen:], i)
+	if err != nil {
+		return nil, err
+	}
+	n += crcLen
+	if at < c.at || at+n > c.at+uint64(len(c.win)) {
+		more := max(n, min(cursorRead, p.at+p.size(int(r.width))-at))
+		if c.win, err = r.readOnce(at, more, c.win); err != nil {
+			c.win = nil
+			return nil, err
+		}
+		c.at = at
+	}
+	return r.checked(c.win[at-c.at:][:n], at)
 }
 
 // verify reads all of a run and checks every promise of the format.
@@ -330,8 +443,8 @@ func (r *diskRun) verify(stop func() error) (err error) {
 	if _, err := r.records(); err != nil {
 		return err
 	}
-	defer r.unguard(r.guard(), &err)
 	var last entry
+	c := diskCursor{r: r}
 	for i := range r.parts {
 		p := &r.parts[i]
 		if err := stop(); err != nil {
@@ -340,12 +453,12 @@ func (r *diskRun) verify(stop func() error) (err error) {
 		if p.entries == 0 {
 			continue
 		}
-		if err := r.check(p); err != nil {
+		if c.head, err = r.readHead(p, c.head); err != nil {
 			return err
 		}
 		n := digestPart + int(r.width)
 		for b := range uint64(1) << p.bits {
-			es, err := r.bucket(p, b)
+			es, err := c.read(p, b)
 			if err != nil {
 				return err
 			}
@@ -358,7 +471,7 @@ func (r *diskRun) verify(stop func() error) (err error) {
 					return r.damaged(p.at, "an entry in the wrong bucket")
 				case uint64(e.ingest) >= r.ingests:
 					return r.damaged(p.at, "an ingest that does not exist")
-				case p.segment != 0 && !p.fuse.Contains(e.hi):
+				case p.segment != 0 && !p.has(&c.head[0], e.hi):
 					return r.damaged(p.at, "a filter that denies an entry")
 				}
 				last = e

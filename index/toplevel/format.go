@@ -6,8 +6,6 @@ import (
 	"hash/crc32"
 	"math/bits"
 
-	"github.com/FastFilter/xorfilter"
-
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -149,14 +147,6 @@ func (p *partition) decode(b []byte) (what string) {
 		return "segments of a filter"
 	}
 	return ""
-}
-
-// filter makes a filter of its stored form.
-func (p *partition) filter(fingerprints []byte) xorfilter.BinaryFuse[uint8] {
-	return xorfilter.BinaryFuse[uint8]{
-		Seed: p.seed, SegmentLength: p.segment, SegmentLengthMask: p.segment - 1, SegmentCount: p.segments,
-		SegmentCountLength: p.segment * p.segments, Fingerprints: fingerprints,
-	}
 }
 
 // footer is what the end of a run says of it.

@@ -58,7 +58,7 @@ func FuzzRun(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, b []byte, seed uint64) {
 		reseal(b)
-		r := &diskRun{name: "fuzz", data: b}
+		r := &diskRun{name: "fuzz", data: b, filters: new(filters)}
 		if err := r.open(7, nil); err != nil {
 			return
 		}

@@ -30,6 +30,13 @@ type Options struct {
 	// at twice as much it is refused. Each Add that is running takes up to a third of
 	// it more, and a merge some 10 MiB and 100 bytes for each ingest.
 	Memory int64
+	// FilterMemory is how many bytes the filters of runs on disk may take in memory, at
+	// about 1.3 an entry; 0 means a quarter of the Go runtime's memory limit (GOMEMLIMIT),
+	// at most 1.25 GiB, which is enough for 10⁹ entries. They are read when they are first
+	// asked. Where that is too little for all, those that were not asked lately give way,
+	// and a lookup that needs one of those reads it, some 130 KiB. What tells the shards of
+	// a run apart, 32 bytes and the key for each, is kept besides.
+	FilterMemory int64
 	// FanIn is how many runs of about one size there may be before they are merged, a
 	// power of two from 2 to 64; 0 means 4. A larger one writes less and makes lookups
 	// ask more filters.
@@ -61,6 +68,9 @@ type Hooks struct {
 func (o *Options) setDefaults() error {
 	if o.Memory == 0 {
 		o.Memory = 64 << 20
+	}
+	if o.FilterMemory == 0 {
+		o.FilterMemory = defaultFilterMemory()
 	}
 	if o.FanIn == 0 {
 		o.FanIn = 4
@@ -106,6 +116,8 @@ type Index struct {
 	writing token
 	// committing is held while a manifest is written and shown.
 	committing token
+
+	filters filters
 
 	ctx    context.Context // of merges
 	cancel context.CancelFunc
@@ -195,6 +207,7 @@ func (x *Index) Start() {
 
 func newIndex(fsys fsio.FS, dir string, o Options, h Hooks) *Index {
 	x := &Index{opts: o, hooks: h, fs: fsys, dir: dir, writing: make(token, 1), committing: make(token, 1)}
+	x.filters.limit = o.FilterMemory
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	x.mu.idle = sync.NewCond(&x.mu)
 	x.mu.next = 1
@@ -232,7 +245,7 @@ func (x *Index) load() error {
 	x.id, x.key, x.mu.epoch, x.mu.next, x.mu.mark = m.id, m.key, m.epoch, m.next, m.mark
 	st := &state{}
 	for _, ref := range m.runs {
-		r, err := openRun(x.fs, filepath.Join(x.dir, runName(m.epoch, ref.seq)), m.id, &ref.crc)
+		r, err := openRun(x.fs, filepath.Join(x.dir, runName(m.epoch, ref.seq)), m.id, &ref.crc, &x.filters)
 		if errors.As(err, &damaged) {
 			x.opts.Logger.Warn("a run of the top-level index is left out; its shards are added again", "err", err)
 			x.mu.mark = nil
@@ -553,7 +566,7 @@ func (x *Index) write(srcs []source, step func(n int) error) (*diskRun, error) {
 		x.doubt(name)
 		return nil, err
 	}
-	run, err := openRun(x.fs, name, x.id, nil)
+	run, err := openRun(x.fs, name, x.id, nil, &x.filters)
 	if err != nil {
 		x.doubt(name)
 		return nil, err
@@ -606,9 +619,10 @@ func (x *Index) commit(mark []byte, change func(*state), made *diskRun) error {
 		}
 	}
 	var gone []string
+	var retired []*diskRun
 	for _, r := range now.disk {
 		if !slices.Contains(after.disk, r) {
-			gone = append(gone, r.name)
+			gone, retired = append(gone, r.name), append(retired, r)
 		}
 	}
 	x.mu.Lock()
@@ -619,6 +633,9 @@ func (x *Index) commit(mark []byte, change func(*state), made *diskRun) error {
 	x.mu.mark = m.mark
 	x.mu.doubtful = slices.DeleteFunc(x.mu.doubtful, func(n string) bool { return slices.Contains(doubtful, n) })
 	x.mu.Unlock()
+	for _, r := range retired {
+		x.filters.retire(r)
+	}
 	for _, name := range slices.Concat(doubtful, gone) {
 		if slices.ContainsFunc(after.disk, func(r *diskRun) bool { return r.name == name }) {
 			continue
@@ -645,9 +662,13 @@ func (x *Index) noteDamage(err error) {
 
 // scratch is what a lookup works with.
 type scratch struct {
-	found []uint32
-	key   [shard.MaxKeyLen]byte
+	found  []uint32
+	bucket []byte
+	key    [shard.MaxKeyLen]byte
 }
+
+// maxScratch is the largest bucket that a scratch is kept with for another lookup.
+const maxScratch = 64 << 10
 
 var scratches = sync.Pool{New: func() any { return new(scratch) }}
 
@@ -681,10 +702,17 @@ func (x *Index) Lookup(mh multihash.Multihash, visit func(Ingest) bool) error {
 	return err
 }
 
+func (s *scratch) done() {
+	if cap(s.bucket) > maxScratch {
+		s.bucket = nil
+	}
+	scratches.Put(s)
+}
+
 // lookup looks into the runs on disk.
 func (st *state) lookup(f fingerprint, visit func(Ingest) bool) error {
 	s := scratches.Get().(*scratch)
-	defer scratches.Put(s)
+	defer s.done()
 	for i := 0; i < len(st.disk); {
 		var err error
 		// All runs that have nothing, under one guard.
@@ -696,7 +724,7 @@ func (st *state) lookup(f fingerprint, visit func(Ingest) bool) error {
 		}
 		r := st.disk[i]
 		for _, n := range s.found {
-			rec, err := r.guardedIngest(n, &s.key)
+			rec, err := r.ingest(n, &s.key)
 			if err != nil {
 				return err
 			}
@@ -722,16 +750,11 @@ func (st *state) first(f fingerprint, i int, s *scratch) (_ int, err error) {
 	}()
 	for ; i < len(st.disk); i++ {
 		r = st.disk[i]
-		if s.found, err = r.find(f, s.found); err != nil || len(s.found) > 0 {
+		if s.found, err = r.find(f, s.found, &s.bucket); err != nil || len(s.found) > 0 {
 			break
 		}
 	}
 	return i, err
-}
-
-func (r *diskRun) guardedIngest(i uint32, buf *[shard.MaxKeyLen]byte) (rec record, err error) {
-	defer r.unguard(r.guard(), &err)
-	return r.ingest(i, buf)
 }
 
 // Ingests calls yield for every ingest that the index has entries of, dead ones
@@ -786,6 +809,8 @@ type Stats struct {
 	MemoryRuns    int
 	DiskBytes     uint64
 	FilterBytes   uint64 // filters and directories of the runs on disk
+	FilterMemory  uint64 // of that, what filters take in memory now
+	FilterLoads   uint64 // filters of partitions that were read into memory
 	Flushes       uint64
 	Merges        uint64
 	MergedEntries uint64 // read by merges
@@ -800,6 +825,7 @@ func (x *Index) Stats() Stats {
 	st := x.state.Load()
 	s := Stats{
 		Runs: len(st.disk), MemoryRuns: len(st.mem), Flushes: x.stats.flushes.Load(), Merges: x.stats.merges.Load(),
+		FilterMemory: uint64(x.filters.used.Load()), FilterLoads: x.filters.loads.Load(),
 		MergedEntries: x.stats.merged.Load(), WrittenBytes: x.stats.written.Load(),
 	}
 	for _, r := range st.mem {
@@ -808,7 +834,7 @@ func (x *Index) Stats() Stats {
 	s.Entries = s.MemoryEntries
 	for _, r := range st.disk {
 		s.Entries += r.entries
-		s.DiskBytes += uint64(len(r.data))
+		s.DiskBytes += r.size
 		for i := range r.parts {
 			if p := &r.parts[i]; p.entries > 0 {
 				s.FilterBytes += uint64(p.filterLen) + 4<<p.bits + dirLen

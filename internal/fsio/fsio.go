@@ -79,6 +79,12 @@ type Mapper interface {
 	Map() (data []byte, unmap func() error, err error)
 }
 
+// MemoryMapper is a Mapper whose mappings are memory: reading them waits for no disk.
+type MemoryMapper interface {
+	Mapper
+	MapsMemory()
+}
+
 // MapperOf returns the power to map a file of others; false where there is none. Who
 // maps one must expect that it shrinks, which makes reading the mapping a fault. Map
 // fails if the file is on a file system that is not this machine's own, where reading

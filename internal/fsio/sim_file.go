@@ -239,6 +239,9 @@ func (f *simFile) Close() error {
 // unmapped is what a mapping holds after its end, so that a late reader sees it.
 const unmapped = 0xDB
 
+// MapsMemory implements [MemoryMapper].
+func (f *simFile) MapsMemory() {}
+
 // Map implements [Mapper] with a copy of the contents.
 func (f *simFile) Map() ([]byte, func() error, error) {
 	var data []byte

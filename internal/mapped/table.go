@@ -69,7 +69,14 @@ func NewTable(fsys fsio.FS, f fsio.File, name string) (*Table, error) {
 		_ = unmap()
 	default:
 		t.data, t.unmap = data, unmap
-		pool.add(t)
+		if _, ok := m.(fsio.MemoryMapper); !ok {
+			pool.add(t)
+			return t, nil
+		}
+		w := AllWarm(t.size)
+		t.warm.Store(&w)
+		t.gone.Store(true) // it is never wanted again
+		t.fd.Swap(nil).close()
 	}
 	return t, nil
 }

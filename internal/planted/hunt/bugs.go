@@ -76,6 +76,8 @@ var bugs = []bug{
 		"export", "TestBounds", nil, "S11"},
 	{"toplevel-bucket-not-checked", "a bucket of the top-level index is used without looking at its checksum",
 		"index/toplevel", "TestEveryByteOfARun", nil, "C10, F20"},
+	{"toplevel-mapping-read-cold", "a lookup reads of a mapped run what need not be in memory, and so may stop a processor",
+		"index/toplevel", "TestColdRuns", nil, "F20"},
 	{"toplevel-filter-not-checked", "a filter of the top-level index is used without looking at its checksum",
 		"index/toplevel", "TestEveryByteOfARun", nil, "C10, F20"},
 	{"toplevel-manifest-not-written", "runs of the top-level index are merged and removed, and the manifest stays",
