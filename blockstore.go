@@ -278,20 +278,40 @@ func (b *ShardBlockstore) readOnly(op string) error {
 }
 
 // AllKeysChan sends the CIDs of all blocks, as raw CIDv1 since blocks are found by
-// multihash, in no particular order and without duplicates. The channel closes when
-// all were sent, ctx or the accessor ended, or the index could not be read further.
+// multihash, in no particular order and without duplicates. The channel closes when all
+// were sent, or before that when ctx or the accessor ends, or the index cannot be read
+// further: the store logs that and counts it (Metrics), and AllKeysChanWithErr tells.
 func (b *ShardBlockstore) AllKeysChan(ctx context.Context) (<-chan cid.Cid, error) {
+	keys, _, err := b.allKeys(ctx, func(err error) {
+		if b.sa.loop != nil {
+			b.sa.loop.d.listingCut(fmt.Sprintf("shard %q", b.sa.h.key), err)
+		}
+	})
+	return keys, err
+}
+
+// AllKeysChanWithErr is AllKeysChan with a function that waits until the channel is
+// closed and then says why it was closed before all keys were sent; nil: they all were.
+// Call it when the channel is drained. It makes the blockstore boxo's AllKeysChanWithErrer.
+func (b *ShardBlockstore) AllKeysChanWithErr(ctx context.Context) (<-chan cid.Cid, func() error, error) {
+	return b.allKeys(ctx, func(error) {})
+}
+
+func (b *ShardBlockstore) allKeys(ctx context.Context, cut func(error)) (<-chan cid.Cid, func() error, error) {
 	ended := b.sa.ended()
 	if err := b.sa.enter(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	h := b.sa.h
 	out := make(chan cid.Cid)
+	var why error // until out is closed the goroutine's
+	done := make(chan struct{})
 	go func() {
+		defer close(done)
 		defer close(out)
 		defer h.leave()
 		var last string
-		err := h.index.forEach(func(m mh.Multihash, _ uint64) error {
+		why = h.index.forEach(func(m mh.Multihash, _ uint64) error {
 			if string(m) == last {
 				return nil
 			}
@@ -310,9 +330,14 @@ func (b *ShardBlockstore) AllKeysChan(ctx context.Context) (<-chan cid.Cid, erro
 				return ErrClosed
 			}
 		})
-		b.sa.noteDamage(err)
+		if why == nil {
+			return
+		}
+		b.sa.noteDamage(why)
+		why = fmt.Errorf("list the keys of shard %q: %w", h.key, why)
+		cut(why)
 	}()
-	return out, nil
+	return out, func() error { <-done; return why }, nil
 }
 
 // noteDamage has a damaged index built again, once per handle.

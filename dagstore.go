@@ -256,6 +256,7 @@ type DAGStore struct {
 	traces      *bridge[Trace]
 	fails       *bridge[ShardResult]
 	top         atomic.Pointer[topLevel]
+	listingsCut atomic.Uint64 // see Metrics.ListingsCut
 
 	ctx    context.Context // of all work that callers share
 	cancel context.CancelFunc

@@ -319,12 +319,15 @@ type Metrics struct {
 	Undelivered int
 	// TracesDropped and FailuresDropped were not received in time.
 	TracesDropped, FailuresDropped uint64
+	// ListingsCut are AllKeysChans of shards that ended before all keys were sent.
+	ListingsCut uint64
 }
 
 // Metrics returns the store's counters.
 func (d *DAGStore) Metrics() Metrics {
 	m := Metrics{
 		Undelivered: d.courier.waiting(), TracesDropped: d.traces.dropped.Load(), FailuresDropped: d.fails.dropped.Load(),
+		ListingsCut: d.listingsCut.Load(),
 	}
 	if d.phase.Load() == phaseRunning {
 		m.Head = d.cat.Position().Seq

@@ -57,6 +57,7 @@ func (o BlockstoreOp) String() string {
 type IndexBackedBlockstore struct {
 	finder   finder
 	locator  Locator // nil: nobody knows what is local
+	lister   Lister  // nil: keys cannot be listed
 	policy   Policy
 	declines bool // the policy is asked about single candidates too
 	sticky   bool // the policy takes what is open and serves
@@ -209,9 +210,4 @@ func (bs *IndexBackedBlockstore) PutMany(context.Context, []blocks.Block) error 
 // DeleteBlock is not supported: it returns an error that wraps errors.ErrUnsupported.
 func (bs *IndexBackedBlockstore) DeleteBlock(context.Context, cid.Cid) error {
 	return fmt.Errorf("%w DeleteBlock", errors.ErrUnsupported)
-}
-
-// AllKeysChan is not supported: it returns an error that wraps errors.ErrUnsupported.
-func (bs *IndexBackedBlockstore) AllKeysChan(context.Context) (<-chan cid.Cid, error) {
-	return nil, fmt.Errorf("%w AllKeysChan", errors.ErrUnsupported)
 }

@@ -54,6 +54,57 @@ func ExampleNew() {
 	// 1 opened
 }
 
+// A handler tells the three answers apart: the block, that there is none, and that it
+// cannot be had now.
+func ExampleOf() {
+	ctx := context.Background()
+	dir, err := os.MkdirTemp("", "indexbs-example-")
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	store, err := dagstore.Open(ctx, dir)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer store.Close()
+	key := shard.KeyFromString("one")
+	if _, err := store.RegisterShardSync(ctx, key, &mount.BytesMount{Bytes: testdata.CarV1}, dagstore.RegisterOpts{}); err != nil {
+		log.Fatal(err)
+	}
+	bs, err := indexbs.Of(store)
+	if err != nil {
+		log.Fatal(err)
+	}
+	defer bs.Close()
+
+	answer := func(c cid.Cid) {
+		var away *dagstore.UnavailableError
+		blk, err := bs.Get(ctx, c)
+		switch {
+		case err == nil:
+			fmt.Println(200, len(blk.RawData()))
+		case ipld.IsNotFound(err):
+			fmt.Println(404)
+		case errors.As(err, &away):
+			fmt.Println(503, "Retry-After:", away.RetryAfter)
+		default:
+			fmt.Println(500, err)
+		}
+	}
+	answer(testdata.RootCID)
+	answer(missing)
+	// The blockstore lets go of its open accessor when the shard is destroyed.
+	if _, err := store.DestroyShardSync(ctx, key, dagstore.DestroyOpts{}); err != nil {
+		log.Fatal(err)
+	}
+	answer(testdata.RootCID)
+	// Output:
+	// 200 271
+	// 404
+	// 404
+}
+
 func ExampleNewIndexBackedBlockstore() {
 	ctx := context.Background()
 	dir, err := os.MkdirTemp("", "indexbs-example-")

@@ -132,6 +132,7 @@ func New(ctx context.Context, d IdxBstoreDagstore, o Options) (*IndexBackedBlock
 	if _, selector := o.Policy.(ShardSelectorF); !selector {
 		bs.locator = locatorOf(d)
 	}
+	bs.lister = listerOf(d)
 	bs.absences.init(o.NotFoundFor)
 	bs.cache.init(ctx, d, o.MaxOpen, o.IdleFor)
 	return bs, nil
