@@ -301,6 +301,12 @@ func newStore(cfg Config, t *tail) (*DAGStore, error) {
 		return nil, errors.New("dagstore: Config.TransientsDir is empty: name the directory for local copies")
 	}
 	cfg = cfg.withDefaults()
+	for _, dir := range []*string{&cfg.TransientsDir, &cfg.TopLevelDir, &cfg.CheckpointDir} {
+		var err error
+		if *dir, err = cfg.absolute(*dir); err != nil {
+			return nil, fmt.Errorf("dagstore: directory %q: %w", *dir, err)
+		}
+	}
 	if err := cfg.fs.MkdirAll(cfg.TransientsDir, 0o700); err != nil {
 		return nil, fmt.Errorf("dagstore: directory for local copies: %w", err)
 	}

@@ -3,7 +3,7 @@
 // directory, no server.
 //
 //	store, err := dagstore.Open(ctx, dir)
-//	res, err := store.RegisterShardSync(ctx, shard.KeyFromString("movies"), &mount.FileMount{Path: "movies.car"}, dagstore.RegisterOpts{})
+//	res, err := store.RegisterShardSync(ctx, shard.KeyFromString("movies"), &mount.FileMount{Path: "/cars/movies.car"}, dagstore.RegisterOpts{})
 //	acc, err := store.AcquireShardSync(ctx, shard.KeyFromString("movies"), dagstore.AcquireOpts{})
 //	bs, err := acc.Blockstore()
 //	blk, err := bs.Get(ctx, c)

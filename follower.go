@@ -69,6 +69,10 @@ func openFollower(ctx context.Context, dir string, opts []Option) (*DAGStore, er
 	if c.Journal != nil || c.Datastore != nil || c.ShardRepo != nil || c.TopLevelIndex != nil || c.TopLevelDir != "" {
 		return nil, errors.New("a follower reads the directory and keeps a top-level index of its own in memory: leave Journal, Datastore, ShardRepo, TopLevelIndex and TopLevelDir unset")
 	}
+	dir, err := c.absolute(dir)
+	if err != nil {
+		return nil, err
+	}
 	c.fs = fsio.ReadOnly(c.fs)
 	r, err := journal.OpenReader(c.fs, filepath.Join(dir, "journal"))
 	if err != nil {

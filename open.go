@@ -96,6 +96,10 @@ func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
 	if c.Journal != nil || c.Datastore != nil || c.ShardRepo != nil {
 		return nil, errors.New("the state lives in the directory: leave Journal, Datastore and ShardRepo unset, or use NewDAGStore")
 	}
+	dir, err := c.absolute(dir) // the process may go elsewhere
+	if err != nil {
+		return nil, err
+	}
 	if err := c.fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}

@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"sync/atomic"
 	"time"
 
 	"github.com/dagstore/dagstore/fsm"
+	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -30,7 +32,8 @@ type ShardResult struct {
 type RegisterOpts struct {
 	// ExistingTransient is the path of a complete local copy of the shard, owned by
 	// the caller. The store reads it in place of fetching, while it exists and
-	// matches, and never changes or removes it.
+	// matches, and never changes or removes it. A relative path is taken from the working
+	// directory at the time of registration.
 	ExistingTransient string
 	// LazyInitialization puts off fetching and indexing to the first acquire. The
 	// registration is answered as soon as it is durable.
@@ -134,18 +137,19 @@ func (d *DAGStore) register(req *request, mnt mount.Mount, opts RegisterOpts) er
 	if err := key.Validate(); err != nil {
 		return fmt.Errorf("register: %w", err)
 	}
-	if mnt == nil {
-		return fmt.Errorf("register shard %q: no mount", key)
-	}
-	u, err := d.mounts.Represent(mnt)
-	if err != nil {
+	url, info, err := d.describe(mnt)
+	switch {
+	case errors.Is(err, mount.ErrNoMount):
+		return fmt.Errorf("register shard %q: %w", key, mount.ErrNoMount)
+	case err != nil:
 		return fmt.Errorf("register shard %q: %w", key, err)
 	}
-	url := u.String()
+	if opts.ExistingTransient, err = d.absolute(opts.ExistingTransient); err != nil {
+		return fmt.Errorf("register shard %q: the path of its copy: %w", key, err)
+	}
 	if n := len(url) + len(opts.ExistingTransient); n > maxRegistered {
 		return fmt.Errorf("register shard %q: %w: its mount's URL and the path of its copy take %d bytes, at most %d are recorded; keep the data in a file, and register where that is", key, ErrMountTooLarge, n, maxRegistered)
 	}
-	info := mnt.Info()
 	if !info.AccessSequential {
 		return fmt.Errorf("register shard %q: mount %T must support sequential access", key, mnt)
 	}
@@ -170,6 +174,35 @@ func (d *DAGStore) register(req *request, mnt mount.Mount, opts RegisterOpts) er
 	}
 	return nil
 }
+
+// describe returns the URL of a mount and what it can do. The paths of its files are made
+// absolute first: what is written down is read by a process that runs elsewhere. A mount
+// of others may panic; a wrapper around nothing does.
+func (d *DAGStore) describe(mnt mount.Mount) (url string, info mount.Info, err error) {
+	err = d.guarded(fmt.Sprintf("mount of type %T", mnt), func() error {
+		if err := mount.Anchor(mnt); err != nil {
+			return err
+		}
+		u, err := d.mounts.Represent(mnt)
+		if err != nil {
+			return err
+		}
+		url, info = u.String(), mnt.Info()
+		return nil
+	})
+	return url, info, err
+}
+
+// absolute makes a path of the operating system absolute, unless it is empty. Those of a
+// simulated disk stay as they are.
+func (cfg *Config) absolute(path string) (string, error) {
+	if path == "" || cfg.fs != fsio.OS() {
+		return path, nil
+	}
+	return filepath.Abs(path)
+}
+
+func (d *DAGStore) absolute(path string) (string, error) { return d.cfg.absolute(path) }
 
 // registered ends a registration's being in flight: the catalogue tells from now on.
 func (d *DAGStore) registered(key shard.Key, reg *registration) {

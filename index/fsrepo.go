@@ -81,6 +81,13 @@ func NewFSRepo(baseDir string) (*FSIndexRepo, error) {
 
 // NewFSRepoOn is [NewFSRepo] on any file system.
 func NewFSRepoOn(fsys fsio.FS, baseDir string) (*FSIndexRepo, error) {
+	if fsys == fsio.OS() { // the process may go elsewhere
+		abs, err := filepath.Abs(baseDir)
+		if err != nil {
+			return nil, fmt.Errorf("index repository: %w", err)
+		}
+		baseDir = abs
+	}
 	if err := fsys.MkdirAll(baseDir, 0o700); err != nil {
 		return nil, fmt.Errorf("index repository: %w", err)
 	}

@@ -35,7 +35,7 @@ func (c *Counting) Count() int { return int(c.n.Load()) }
 
 // Deserialize configures the inner mount.
 func (c *Counting) Deserialize(u *url.URL) error {
-	if c.Mount == nil {
+	if isNil(c.Mount) {
 		return errors.New("counting mount: neither does the URL name a registered inner scheme nor has the template an inner mount")
 	}
 	return c.Mount.Deserialize(u)
@@ -43,7 +43,7 @@ func (c *Counting) Deserialize(u *url.URL) error {
 
 // CloneMount returns a Counting with a copy of the inner mount and a count of zero.
 func (c *Counting) CloneMount() Mount {
-	if c.Mount == nil {
+	if isNil(c.Mount) {
 		return new(Counting)
 	}
 	return &Counting{Mount: clone(c.Mount)}

@@ -8,20 +8,127 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"reflect"
 	"runtime"
+	"slices"
 	"strings"
+	"sync"
 )
 
 // FileMount is a regular file of the operating system. Directories, pipes, devices
 // and sockets are refused with [ErrNotRegular], without waiting for a writer or
 // touching the device.
 type FileMount struct {
-	// Path is absolute, or relative to the working directory. It is used as it is.
+	// Path is absolute, or relative to the working directory. It is used as it is, except
+	// that of a registered mount a relative one is taken from where the working directory
+	// was then, so that it names the same file wherever this process, or the next one, is:
+	// see [Anchor].
 	Path string
 	// Roots confines the mount, if not empty: the file must lie in one of these
 	// directories, and no symbolic link on the way may lead out of it
-	// ([ErrOutsideRoots]). It belongs to the template and is not in the URL.
+	// ([ErrOutsideRoots]). It belongs to the template and is not in the URL. Name
+	// absolute ones: relative ones are taken from the working directory of the moment.
 	Roots []string
+
+	anchor anchor // guarded by anchors
+}
+
+// anchor is what the relative paths of a mount became when it was anchored.
+type anchor struct {
+	path, abs string
+	dir       string // the working directory
+}
+
+// anchors guards the anchors of all mounts: a lock within each would forbid copying
+// them, as templates are.
+var anchors sync.RWMutex
+
+// fix takes the mount's relative paths from the working directory that there is now.
+// Nothing of them is cleaned: a/../b is not b where a is a link.
+func (f *FileMount) fix() error {
+	anchors.Lock()
+	defer anchors.Unlock()
+	if f.anchor.abs != "" && f.anchor.path == f.Path || f.Path == "" ||
+		filepath.IsAbs(f.Path) && !slices.ContainsFunc(f.Roots, relative) {
+		return nil
+	}
+	dir, err := os.Getwd()
+	if err != nil {
+		return fmt.Errorf("file mount: path %q is relative: %w", f.Path, err)
+	}
+	f.anchor = anchor{f.Path, absolute(dir, f.Path), dir}
+	return nil
+}
+
+// Anchor makes the relative paths of file mounts in m absolute where they are used, and in
+// the URL that describes m: they are taken from the working directory that there is now,
+// once, for a mount that is still in another directory, or is revived by a process that is,
+// would be another file. FileMount.Path stays as it is. It finds file mounts also in
+// wrappers, as far as their fields are exported. A store anchors what is registered.
+func Anchor(m Mount) error { return anchorWithin(m, maxWrappers) }
+
+// maxWrappers is how many mounts may lie around one another, should they lie in a circle.
+const maxWrappers = 16
+
+func anchorWithin(m Mount, depth int) error {
+	if isNil(m) {
+		return ErrNoMount
+	}
+	switch m := m.(type) {
+	case *FileMount:
+		return m.fix()
+	case *Upgrader:
+		return anchorWithin(m.Underlying(), depth)
+	}
+	v := reflect.ValueOf(m)
+	if depth == 0 || v.Kind() != reflect.Pointer || v.Elem().Kind() != reflect.Struct {
+		return nil
+	}
+	for i := range v.Elem().NumField() {
+		f := v.Elem().Field(i)
+		if !f.CanInterface() {
+			continue
+		}
+		if f.Kind() == reflect.Struct {
+			if f = f.Addr(); !f.Type().Implements(reflect.TypeFor[Mount]()) {
+				continue
+			}
+		} else if k := f.Kind(); k != reflect.Interface && k != reflect.Pointer || f.IsNil() {
+			continue
+		}
+		if inner, ok := f.Interface().(Mount); ok && !isNil(inner) {
+			if err := anchorWithin(inner, depth-1); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func relative(path string) bool { return !filepath.IsAbs(path) }
+
+// absolute returns a path that is taken from dir.
+func absolute(dir, path string) string {
+	switch {
+	case filepath.IsAbs(path):
+		return path
+	case runtime.GOOS == "windows": // which has paths that are relative to a drive
+		if abs, err := filepath.Abs(path); err == nil {
+			return abs
+		}
+	}
+	return strings.TrimSuffix(dir, string(filepath.Separator)) + string(filepath.Separator) + path
+}
+
+// where returns the path to be opened, and the directory from which relative roots are
+// taken; "" for the working directory.
+func (f *FileMount) where() (path, dir string) {
+	anchors.RLock()
+	defer anchors.RUnlock()
+	if f.anchor.abs != "" && f.anchor.path == f.Path {
+		return f.anchor.abs, f.anchor.dir
+	}
+	return f.Path, ""
 }
 
 var _ Mount = (*FileMount)(nil)
@@ -61,7 +168,8 @@ const openFlags = os.O_RDONLY | openNonblock
 
 func (f *FileMount) open() (file *os.File, err error) {
 	if len(f.Roots) == 0 {
-		return os.OpenFile(f.Path, openFlags, 0)
+		path, _ := f.where()
+		return os.OpenFile(path, openFlags, 0)
 	}
 	err = f.confined(func(root *os.Root, rel string) error {
 		file, err = root.OpenFile(rel, openFlags, 0)
@@ -72,7 +180,8 @@ func (f *FileMount) open() (file *os.File, err error) {
 
 func (f *FileMount) lookup() (st fs.FileInfo, err error) {
 	if len(f.Roots) == 0 {
-		return os.Stat(f.Path)
+		path, _ := f.where()
+		return os.Stat(path)
 	}
 	err = f.confined(func(root *os.Root, rel string) error {
 		st, err = root.Stat(rel)
@@ -84,11 +193,15 @@ func (f *FileMount) lookup() (st fs.FileInfo, err error) {
 // confined calls do with the first of the roots that contains the path, and the
 // path within it. The os.Root refuses symbolic links that lead out.
 func (f *FileMount) confined(do func(root *os.Root, rel string) error) error {
-	path, err := filepath.Abs(f.Path)
+	path, from := f.where()
+	path, err := filepath.Abs(path)
 	if err != nil {
 		return err
 	}
 	for _, dir := range f.Roots {
+		if from != "" {
+			dir = absolute(from, dir)
+		}
 		dir, err := filepath.Abs(dir)
 		if err != nil {
 			return err
@@ -134,10 +247,15 @@ func (f *FileMount) Stat(ctx context.Context) (Stat, error) {
 
 // Serialize returns file:///abs/path or file:relative/path, escaped so that every
 // byte of the path comes back.
-func (f *FileMount) Serialize() *url.URL { return pathToURL(f.Path, runtime.GOOS == "windows") }
+func (f *FileMount) Serialize() *url.URL {
+	path, _ := f.where()
+	return pathToURL(path, runtime.GOOS == "windows")
+}
 
 // Deserialize also reads the predecessor's form, the whole path in the host's
-// place, and hand-written file://localhost/abs and file://dir/relative.
+// place, and hand-written file://localhost/abs and file://dir/relative. Relative paths,
+// which stores of the predecessor hold, are taken from the working directory of whoever
+// opens the file.
 func (f *FileMount) Deserialize(u *url.URL) error {
 	path, err := urlToPath(u, runtime.GOOS == "windows")
 	if err != nil {

@@ -19,6 +19,9 @@ var (
 	// ErrUnrecognizedType is returned by [Registry.Represent] for a mount of a type
 	// that was never registered: such a mount could not be revived.
 	ErrUnrecognizedType = errors.New("unrecognized mount type")
+	// ErrNoMount is returned for a mount that is nil, a nil pointer in the interface too,
+	// and for a wrapper around one.
+	ErrNoMount = errors.New("no mount")
 	// ErrNotRegular is returned for a path that names something other than a
 	// regular file: a directory, a pipe, a device, a socket.
 	ErrNotRegular = errors.New("not a regular file")

@@ -139,12 +139,15 @@ func (r *Registry) innerURL(u *url.URL) (*url.URL, bool) {
 // gives, if it is among them. An [Upgrader] is represented by what it upgrades. A
 // type that is not registered is refused with [ErrUnrecognizedType].
 func (r *Registry) Represent(m Mount) (*url.URL, error) {
-	for {
+	for !isNil(m) {
 		up, ok := m.(*Upgrader)
 		if !ok {
 			break
 		}
 		m = up.Underlying()
+	}
+	if isNil(m) {
+		return nil, fmt.Errorf("represent mount: %w (%w)", ErrNoMount, ErrUnrecognizedType)
 	}
 	typ := reflect.TypeOf(m)
 	r.mu.RLock()
@@ -153,7 +156,10 @@ func (r *Registry) Represent(m Mount) (*url.URL, error) {
 	if !ok {
 		return nil, fmt.Errorf("represent mount: %w: %T; register a template of this type first", ErrUnrecognizedType, m)
 	}
-	if c, ok := m.(*Counting); ok && c.Mount != nil {
+	if c, ok := m.(*Counting); ok {
+		if isNil(c.Mount) {
+			return nil, fmt.Errorf("represent mount: %w in a %T", ErrNoMount, m)
+		}
 		if inner, err := r.Represent(c.Mount); err == nil {
 			return ParseURL(scheme + ":" + inner.String())
 		}
@@ -174,6 +180,18 @@ func (r *Registry) Represent(m Mount) (*url.URL, error) {
 		u.Scheme = scheme
 	}
 	return &u, nil
+}
+
+// isNil says that there is no mount: nil, or a pointer (or map, or function) in the
+// interface that is nil, whose methods would panic.
+func isNil(m Mount) bool {
+	switch v := reflect.ValueOf(m); v.Kind() {
+	case reflect.Invalid:
+		return true
+	case reflect.Pointer, reflect.Map, reflect.Slice, reflect.Func, reflect.Chan, reflect.UnsafePointer:
+		return v.IsNil()
+	}
+	return false
 }
 
 // clone copies a template.

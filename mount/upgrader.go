@@ -117,8 +117,8 @@ func NeedsCopy(info Info) bool { return !info.AccessSeek || !info.AccessRandom }
 
 // NewUpgrader returns an Upgrader for underlying. It does no I/O.
 func NewUpgrader(underlying Mount, opts UpgradeOptions) (*Upgrader, error) {
-	if underlying == nil {
-		return nil, errors.New("upgrade mount: no mount")
+	if isNil(underlying) {
+		return nil, fmt.Errorf("upgrade mount: %w", ErrNoMount)
 	}
 	info := underlying.Info()
 	if !info.AccessSequential {
@@ -241,11 +241,7 @@ func (u *Upgrader) findCopy() (localCopy, error) {
 func (u *Upgrader) usableInitial(path string) (size int64, ok bool) {
 	st, err := u.fs.Lstat(path)
 	if err == nil && st.Mode().Type() == fs.ModeSymlink {
-		var f fsio.File
-		if f, err = u.fs.OpenFile(path, os.O_RDONLY, 0); err == nil {
-			st, err = f.Stat()
-			f.Close()
-		}
+		st, err = fsio.Stat(u.fs, path)
 	}
 	if err != nil || !st.Mode().IsRegular() {
 		return 0, false

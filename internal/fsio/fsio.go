@@ -72,6 +72,22 @@ type File interface {
 	Truncate(size int64) error
 }
 
+// Stat describes what name is, or what it links to, without opening that if fsys can:
+// opening alone waits for the other end of a pipe and rewinds a tape.
+func Stat(fsys FS, name string) (fs.FileInfo, error) {
+	if s, ok := fsys.(interface {
+		Stat(name string) (fs.FileInfo, error)
+	}); ok {
+		return s.Stat(name)
+	}
+	f, err := fsys.OpenFile(name, os.O_RDONLY, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return f.Stat()
+}
+
 // Mapper is an extra power of a File: mapping its current contents read-only into
 // memory. The mapping outlives the file's Close and ends with unmap. Only files
 // that the store itself sealed may be mapped.

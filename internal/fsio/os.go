@@ -28,6 +28,9 @@ func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 		}
 		flag |= oNoFollow
 	}
+	if flag&(os.O_WRONLY|os.O_RDWR|os.O_CREATE) == 0 {
+		flag |= oNonblock // what is no file must not be waited for: a pipe for its writer
+	}
 	// The os package adds O_CLOEXEC on its own.
 	f, err := os.OpenFile(name, flag, perm)
 	if err != nil {
@@ -39,6 +42,9 @@ func (osFS) OpenFile(name string, flag int, perm fs.FileMode) (File, error) {
 func (osFS) Rename(oldname, newname string) error { return os.Rename(oldname, newname) }
 
 func (osFS) Remove(name string) error { return os.Remove(name) }
+
+// Stat follows links; see [Stat].
+func (osFS) Stat(name string) (fs.FileInfo, error) { return os.Stat(name) }
 
 func (osFS) Lstat(name string) (fs.FileInfo, error) { return os.Lstat(name) }
 

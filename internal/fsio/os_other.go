@@ -12,6 +12,7 @@ import (
 const (
 	oNoFollow  = 0
 	oDirectory = 0
+	oNonblock  = 0
 	canSyncDir = true
 )
 

@@ -14,6 +14,7 @@ import (
 const (
 	oNoFollow  = unix.O_NOFOLLOW
 	oDirectory = unix.O_DIRECTORY
+	oNonblock  = unix.O_NONBLOCK
 	canSyncDir = true
 )
 
