@@ -132,6 +132,18 @@ type Config struct {
 	// One that takes longer than a second no longer counts, so that sources which
 	// hang hold up no others; there are at most 1,024 of those.
 	MaxConcurrentOpens int
+	// MaxCopySize is the largest local copy in bytes, of a source that tells its size and
+	// of one that does not. 0 means 128 GiB, twice the largest sector of Filecoin.
+	MaxCopySize int64
+	// MinFreeSpace is how many bytes of the disk of TransientsDir local copies leave free,
+	// where the system tells: a fetch that would take them fails for want of space. 0
+	// means 1 GiB, or a hundredth of the disk if that is less; negative none.
+	MinFreeSpace int64
+	// MinFetchRate is how many bytes a second a source must deliver, on average over each
+	// minute of a fetch after its first byte, to keep its slot: with less the fetch fails
+	// with mount.ErrTooSlow. 0 means 1,024, negative no bound. HTTP mounts have a bound
+	// of their own besides, see mount.HTTPOptions.
+	MinFetchRate int64
 	// RecoverOnStart says what becomes of errored shards at Start.
 	RecoverOnStart RecoverOnStartPolicy
 	// ShardIndexer replaces the built-in scanner; nil does not.
@@ -208,6 +220,9 @@ func (cfg Config) withDefaults() Config {
 	orInt(&cfg.MaxConcurrentIndex, defaultSlots)
 	orInt(&cfg.MaxConcurrentReadyFetches, defaultSlots)
 	orInt(&cfg.MaxConcurrentOpens, defaultOpens)
+	if cfg.MaxCopySize <= 0 {
+		cfg.MaxCopySize = mount.DefaultMaxSize
+	}
 	if cfg.IdleHandles == 0 {
 		cfg.IdleHandles = min(defaultIdle, ShardsToKeepOpen())
 	}

@@ -316,6 +316,7 @@ func (j *job) upgrader() (*mount.Upgrader, error) {
 	opts := mount.UpgradeOptions{
 		FS: j.d.cfg.fs, Dir: j.d.cfg.TransientsDir, Name: mount.CopyName(j.gen, j.key.String()),
 		Initial: j.transient, Logger: j.d.log,
+		MaxSize: j.d.cfg.MaxCopySize, MinFree: j.d.cfg.MinFreeSpace, MinRate: j.d.cfg.MinFetchRate,
 	}
 	if j.indexed && j.info.SourceSize > 0 {
 		opts.ExpectSize = int64(j.info.SourceSize)

@@ -39,6 +39,9 @@ type HTTPMount struct {
 	URL string
 	// Size is the length that the resource must have, if known; else 0.
 	Size int64
+	// Binding says how a source that changed is told from one that did not. It is not in
+	// the URL but comes from the template. The zero value suits all but the oddest.
+	Binding Binding
 	// Options is environment and comes from the template. All mounts made from one
 	// template share it, and with it its connections; mounts without options share
 	// DefaultHTTPOptions.
@@ -87,9 +90,22 @@ type HTTPOptions struct {
 	HeaderTimeout time.Duration
 	IdleTimeout   time.Duration
 
+	// MinRate is how many bytes a second the body of a transfer must deliver, on average
+	// over RateWindow (0 means 1 min); with less it ends with ErrTooSlow. 0 means
+	// DefaultMinRate, negative no bound. The time that the reader's user takes between
+	// reads does not count.
+	MinRate    int64
+	RateWindow time.Duration
+
 	once sync.Once
 	rt   http.RoundTripper
+
+	parkMu sync.Mutex
+	parked map[*HTTPMount]*parkedAnswer
 }
+
+// DefaultMinRate, in bytes a second, is what no origin that is of any use falls below.
+const DefaultMinRate = 1 << 10
 
 // DefaultMaxSize is 128 GiB, twice the largest sector of Filecoin.
 const DefaultMaxSize = 128 << 30
@@ -202,24 +218,40 @@ func (m *HTTPMount) storedURL() (*url.URL, error) {
 
 // Stat asks the server once more what the resource is. Size is 0 if the server does
 // not tell. Ready is false if the server asks to come again later.
+//
+// The unread body of a server that knows no ranges is kept for some seconds, for the
+// Fetch that follows.
 func (m *HTTPMount) Stat(ctx context.Context) (Stat, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	ans, err := m.exchange(ctx, byteRange{0, 0}, pin{size: -1}, giveUpIfNotReady)
+	own, attach, cancel := detached(ctx)
+	a, err := m.exchange(own, byteRange{0, 0}, pin{size: -1}, giveUpIfNotReady, nil)
+	attach()
 	var he *HTTPError
 	switch {
+	case err != nil && ctx.Err() != nil:
+		err = m.fail(0, ctx.Err())
 	case errors.As(err, &he) && he.notReady():
+		cancel()
 		return Stat{Exists: true, Size: m.Size}, nil
 	case errors.Is(err, ErrNotFound):
+		cancel()
 		return Stat{}, nil
-	case err != nil:
+	case err == nil:
+		err = m.checkSize(a.total)
+	}
+	switch {
+	case err != nil || a.code != http.StatusOK || a.total == 0:
+		if a != nil {
+			a.body.discard()
+		}
+		cancel()
+	default:
+		a.body.release = cancel
+		m.options().park(m, a)
+	}
+	if err != nil {
 		return Stat{}, err
 	}
-	defer ans.body.Close()
-	if err := m.checkSize(ans.total); err != nil {
-		return Stat{}, err
-	}
-	return Stat{Exists: true, Size: max(ans.total, 0), Ready: true}, nil
+	return Stat{Exists: true, Size: max(a.total, 0), Ready: true}, nil
 }
 
 // checkSize judges a total, -1 if unknown, by what was expected and allowed.
@@ -233,14 +265,32 @@ func (m *HTTPMount) checkSize(total int64) error {
 	return nil
 }
 
-// Close does nothing: connections belong to the options.
-func (m *HTTPMount) Close() error { return nil }
+// Close lets go of what Stat kept for a Fetch. Connections belong to the options.
+func (m *HTTPMount) Close() error {
+	if a := m.options().unpark(m); a != nil {
+		a.body.Close()
+	}
+	return nil
+}
 
 func (o *HTTPOptions) maxSize() int64 {
 	if o.MaxSize > 0 {
 		return o.MaxSize
 	}
 	return DefaultMaxSize
+}
+
+// meter returns what holds a transfer to the least rate; nil if nothing does.
+func (o *HTTPOptions) meter() *meter { return newMeter(o.MinRate, o.RateWindow) }
+
+func newMeter(rate int64, window time.Duration) *meter {
+	switch {
+	case rate < 0:
+		return nil
+	case rate == 0:
+		rate = DefaultMinRate
+	}
+	return &meter{rate: rate, window: orDefault(window, time.Minute)}
 }
 
 func orDefault(d, def time.Duration) time.Duration {
@@ -252,6 +302,7 @@ func orDefault(d, def time.Duration) time.Duration {
 
 // CloseIdleConnections closes the connections that are kept for later use.
 func (o *HTTPOptions) CloseIdleConnections() {
+	o.dropParked()
 	if c, ok := o.transport().(interface{ CloseIdleConnections() }); ok {
 		c.CloseIdleConnections()
 	}

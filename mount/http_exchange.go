@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"math/rand/v2"
 	"net/http"
 	"net/url"
@@ -13,12 +14,18 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/dagstore/dagstore/internal/planted"
 )
 
-// ErrStalled is returned when a server sends nothing for too long.
-var ErrStalled = errors.New("the server has sent nothing for too long")
+var (
+	// ErrStalled is returned when a server sends nothing for too long.
+	ErrStalled = errors.New("the server has sent nothing for too long")
+	// ErrTooSlow is returned when a source delivers less than the least rate.
+	ErrTooSlow = errors.New("the source is too slow")
+)
 
 // maxRedirects is how many redirects are followed for one request.
 const maxRedirects = 3
@@ -64,11 +71,12 @@ func (m *HTTPMount) fail(code int, err error) *HTTPError {
 	if errors.As(err, &ue) {
 		err = ue.Err
 	}
+	err = told(err)
 	u, perr := url.Parse(m.URL)
 	if perr != nil {
 		return &HTTPError{URL: "(unparsable URL)", Code: code, Err: err}
 	}
-	return &HTTPError{URL: redact(u), Code: code, Err: err}
+	return &HTTPError{URL: cut(redact(u), maxTold), Code: code, Err: err}
 }
 
 // redact spells a URL without what may be secret in it.
@@ -86,45 +94,92 @@ type byteRange struct{ from, to int64 }
 
 var wholeBody = byteRange{-1, -1}
 
-// pin is the representation that answers must belong to. The zero value but for
-// size -1 admits any.
-type pin struct {
-	size         int64  // -1 if not known
+// validator is what a server says of a representation.
+type validator struct {
 	etag         string // as sent, weak ones included
 	lastModified string
 }
 
-// setHeaders asks the server itself to refuse if it has another representation.
-func (p pin) setHeaders(h http.Header) {
-	switch {
-	case p.etag != "" && !strings.HasPrefix(p.etag, "W/"):
-		h.Set("If-Match", p.etag)
-	case p.lastModified != "":
-		h.Set("If-Unmodified-Since", p.lastModified)
-	}
-}
+func (v validator) strong() bool { return v.etag != "" && !strings.HasPrefix(v.etag, "W/") }
 
-// check compares an answer with the pin, for servers that ignore the conditions. An
-// answer without the ETag it was asked for is not proof of anything.
-func (p pin) check(a *answer) error {
+// admits returns nil for an answer that may be of the representation. An answer without
+// the ETag it was asked for is not proof of anything.
+func (v validator) admits(a *answer) error {
 	switch {
-	case p.size >= 0 && a.total >= 0 && a.total != p.size:
-		return fmt.Errorf("%w: it has %d bytes now and had %d", ErrSourceChanged, a.total, p.size)
-	case p.etag != "" && a.etag != p.etag && !planted.Bug("http-changed-source-not-noticed"):
-		return fmt.Errorf("%w: its ETag is %q now and was %q", ErrSourceChanged, a.etag, p.etag)
-	case p.etag == "" && p.lastModified != "" && a.lastModified != "" && a.lastModified != p.lastModified:
-		return fmt.Errorf("%w: it was modified %s", ErrSourceChanged, a.lastModified)
+	case v.etag != "" && a.etag != v.etag && !planted.Bug("http-changed-source-not-noticed"):
+		return fmt.Errorf("%w: its ETag is %s now and was %s", ErrSourceChanged, quoted(a.etag, 64), quoted(v.etag, 64))
+	case v.etag == "" && v.lastModified != "" && a.lastModified != "" && a.lastModified != v.lastModified:
+		return fmt.Errorf("%w: it was modified %s", ErrSourceChanged, quoted(a.lastModified, 64))
 	}
 	return nil
 }
 
+// pin is the representation that answers must belong to. With size -1 and no validators
+// it admits any.
+type pin struct {
+	size int64 // -1 if not known
+	// validators are all that were found to stand for it; one, unless nodes of the
+	// origin disagree. With none, the size and the bytes are what it is bound to.
+	validators []validator
+}
+
+func pinOf(a *answer) pin {
+	return pin{size: a.total, validators: []validator{a.validator}}
+}
+
+// setHeaders asks the server itself to refuse if it has another representation.
+func (p pin) setHeaders(h http.Header) {
+	var strong []string
+	for _, v := range p.validators {
+		if v.strong() {
+			strong = append(strong, v.etag)
+		}
+	}
+	switch {
+	case len(p.validators) == 0 || len(strong) > 0 && len(strong) < len(p.validators):
+	case len(strong) > 0:
+		h.Set("If-Match", strings.Join(strong, ", "))
+	case len(p.validators) == 1 && p.validators[0].lastModified != "":
+		h.Set("If-Unmodified-Since", p.validators[0].lastModified)
+	}
+}
+
+// check compares an answer with the pin, for servers that ignore the conditions.
+func (p pin) check(a *answer) error {
+	if p.size >= 0 && a.total >= 0 && a.total != p.size {
+		return fmt.Errorf("%w: it has %d bytes now and had %d", ErrSourceChanged, a.total, p.size)
+	}
+	var err error
+	for _, v := range p.validators {
+		if err = v.admits(a); err == nil {
+			return nil
+		}
+	}
+	if err != nil {
+		return &otherValidator{err}
+	}
+	return nil
+}
+
+// otherValidator: the size is what it was, the validator is not.
+type otherValidator struct{ err error }
+
+func (e *otherValidator) Error() string { return e.err.Error() }
+func (e *otherValidator) Unwrap() error { return e.err }
+
+// doubtsValidator tells whether an exchange failed of the validator alone.
+func doubtsValidator(err error) bool {
+	var ov *otherValidator
+	var he *HTTPError
+	return errors.As(err, &ov) || errors.As(err, &he) && he.Code == http.StatusPreconditionFailed
+}
+
 // answer is a checked response: 200, 206 with the range asked for, or 416.
 type answer struct {
-	code         int
-	total        int64 // size of the representation, -1 if not told
-	length       int64 // of the body, -1 if not told
-	etag         string
-	lastModified string
+	code   int
+	total  int64 // size of the representation, -1 if not told
+	length int64 // of the body, -1 if not told
+	validator
 	// delimited: the end of the body can be told from the end of the connection.
 	delimited bool
 	body      *httpBody
@@ -141,13 +196,18 @@ const (
 // exchange requests a range until it gets an answer that belongs to p, a failure
 // that will not pass, or has tried often enough. The body lives until ctx ends or
 // it is closed.
-func (m *HTTPMount) exchange(ctx context.Context, r byteRange, p pin, wait patience) (*answer, error) {
+//
+// mt, if not nil, counts the time that it takes, without the pauses that the server
+// asks for.
+func (m *HTTPMount) exchange(ctx context.Context, r byteRange, p pin, wait patience, mt *meter) (*answer, error) {
 	stored, err := m.storedURL()
 	if err != nil {
 		return nil, err
 	}
 	for attempt := 0; ; attempt++ {
+		begun := time.Now()
 		a, err := m.try(ctx, stored, r, p)
+		mt.spend(begun)
 		if err == nil {
 			return a, nil
 		}
@@ -370,14 +430,14 @@ func (m *HTTPMount) roundTrip(ctx context.Context, req *http.Request) (*http.Res
 		cancel(nil)
 		return nil, nil, err
 	}
-	return resp, &httpBody{rc: resp.Body, ctx: ctx, cancel: cancel, idle: orDefault(o.IdleTimeout, 30*time.Second), length: resp.ContentLength}, nil
+	return resp, &httpBody{resp: resp, ctx: ctx, cancel: cancel, idle: orDefault(o.IdleTimeout, 30*time.Second)}, nil
 }
 
 // judge turns a response into an answer or an error, in which case it closes body.
 func (m *HTTPMount) judge(resp *http.Response, body *httpBody, r byteRange, p pin) (*answer, error) {
 	a := &answer{
 		code: resp.StatusCode, total: -1, length: resp.ContentLength, body: body,
-		etag: resp.Header.Get("ETag"), lastModified: resp.Header.Get("Last-Modified"),
+		validator: validator{resp.Header.Get("ETag"), resp.Header.Get("Last-Modified")},
 		delimited: resp.ContentLength >= 0 || resp.ProtoMajor >= 2 || len(resp.TransferEncoding) > 0,
 	}
 	err := m.judgeStatus(a, resp, r)
@@ -493,14 +553,16 @@ func retryAfter(s string) time.Duration {
 	return 0
 }
 
-// httpBody is a response body that ends the exchange when it stalls.
+// httpBody is a response body that ends the exchange when it stalls, and whose end is an
+// error if the server says so behind it.
 type httpBody struct {
-	rc     io.ReadCloser
+	resp   *http.Response
 	ctx    context.Context // of this exchange
 	cancel context.CancelCauseFunc
 	idle   time.Duration
 	timer  *time.Timer
-	length int64
+	// release ends the context that ctx was made from, if nobody else does.
+	release func()
 }
 
 func (b *httpBody) Read(p []byte) (int, error) {
@@ -509,9 +571,14 @@ func (b *httpBody) Read(p []byte) (int, error) {
 	} else {
 		b.timer.Reset(b.idle)
 	}
-	n, err := b.rc.Read(p)
+	n, err := b.resp.Body.Read(p)
 	b.timer.Stop()
-	if err != nil && err != io.EOF {
+	switch {
+	case err == io.EOF:
+		if terr := trailerError(b.resp.Trailer); terr != nil {
+			err = terr
+		}
+	case err != nil:
 		if cause := context.Cause(b.ctx); cause != nil {
 			err = cause
 		}
@@ -519,16 +586,131 @@ func (b *httpBody) Read(p []byte) (int, error) {
 	return n, err
 }
 
+// finish reads what follows the last byte that was wanted: nothing, and a trailer that
+// may say that those before it are not what they should be. A connection that breaks
+// here takes nothing away.
+func (b *httpBody) finish() error {
+	var one [1]byte
+	for range 100 {
+		n, err := b.Read(one[:])
+		var fe *finalError
+		switch {
+		case n > 0:
+			return final(fmt.Errorf("%w: it goes on after the last byte that was asked for", ErrSizeMismatch))
+		case errors.As(err, &fe):
+			return err
+		case err != nil:
+			return nil
+		}
+	}
+	return nil
+}
+
 func (b *httpBody) Close() error {
 	b.cancel(nil)
-	return b.rc.Close()
+	if b.release != nil {
+		defer b.release()
+	}
+	return b.resp.Body.Close()
 }
 
 // discard closes the body, reading a short one first so that its connection can be
-// used again.
+// used again, unless it takes its time.
 func (b *httpBody) discard() {
-	if b.length >= 0 && b.length <= 4<<10 {
-		io.Copy(io.Discard, b)
+	if n := b.resp.ContentLength; n >= 0 && n <= 4<<10 {
+		t := time.AfterFunc(time.Second, func() { b.cancel(ErrStalled) })
+		if m, err := io.CopyN(io.Discard, b, n); m == n && err == nil {
+			b.finish()
+		}
+		t.Stop()
 	}
 	b.Close()
 }
+
+// trailerError returns what a trailer says against the stream before it: a server that
+// fails in the middle of an answer whose status it has sent already has no other way to
+// say so that looks different from an end.
+//
+//	X-Stream-Error: …      gateways of IPFS, and any other name with "error" or the like
+//	Grpc-Status: 13        not 0
+//	X-Status: 502          any name that ends so, with a status of 400 or more
+func trailerError(trailer http.Header) error {
+	for _, name := range slices.Sorted(maps.Keys(trailer)) {
+		for _, value := range trailer[name] {
+			if saysError(strings.ToLower(name), strings.TrimSpace(value)) {
+				return finalf("the server says that what it sent is not whole: trailer %s: %s", quoted(name, 64), quoted(value, maxTold))
+			}
+		}
+	}
+	return nil
+}
+
+func saysError(name, value string) bool {
+	switch strings.ToLower(value) {
+	case "", "0", "ok", "no", "none", "false", "null", "nil", "success":
+		return false
+	}
+	if strings.HasSuffix(name, "status") {
+		code, isNumber := parseCount(value)
+		return isNumber && (name == "grpc-status" || code >= 400)
+	}
+	for _, word := range []string{"error", "exception", "failure", "failed", "abort", "incomplete", "truncated"} {
+		if strings.Contains(name, word) {
+			return true
+		}
+	}
+	return false
+}
+
+// maxTold bounds what an error repeats of what an origin sent.
+const maxTold = 500
+
+// quoted quotes s, of which at most some bytes are told.
+func quoted(s string, most int) string {
+	if len(s) <= most {
+		return strconv.Quote(s)
+	}
+	return fmt.Sprintf("%q… (%d bytes)", s[:most], len(s))
+}
+
+// cut returns s, or its beginning and how long it is.
+func cut(s string, most int) string {
+	if len(s) <= most {
+		return s
+	}
+	for most > 0 && !utf8.RuneStart(s[most]) {
+		most--
+	}
+	return fmt.Sprintf("%s… (%d bytes)", s[:most], len(s))
+}
+
+// told wraps an error whose text is long, or would do something to a terminal: an origin
+// has a say in what package net/http tells of it.
+func told(err error) error {
+	if err == nil {
+		return nil
+	}
+	text := err.Error()
+	clean := strings.Map(func(r rune) rune {
+		switch {
+		case unicode.IsPrint(r):
+			return r
+		case r == '\n':
+			return ' '
+		}
+		return '\uFFFD'
+	}, text)
+	if clean = cut(clean, maxTold); clean == text {
+		return err
+	}
+	return &toldError{clean, err}
+}
+
+// toldError is an error with a text of its own.
+type toldError struct {
+	text string
+	err  error
+}
+
+func (e *toldError) Error() string { return e.text }
+func (e *toldError) Unwrap() error { return e.err }

@@ -673,7 +673,7 @@ func TestHTTPStall(t *testing.T) {
 	t.Run("body", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			start := time.Now()
-			o := &mount.HTTPOptions{Transport: stalls, IdleTimeout: 7 * time.Second}
+			o := &mount.HTTPOptions{Transport: stalls, Retries: -1, IdleTimeout: 7 * time.Second}
 			got, err := get(t.Context(), &mount.HTTPMount{URL: "http://h", Options: o})
 			if !errors.Is(err, mount.ErrStalled) || string(got) != "abc" || time.Since(start) != 7*time.Second {
 				t.Errorf("%q, %v after %v", got, err, time.Since(start))

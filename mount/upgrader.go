@@ -13,6 +13,8 @@ import (
 	"runtime/debug"
 	"sync"
 	"sync/atomic"
+	"syscall"
+	"time"
 
 	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/internal/planted"
@@ -54,9 +56,18 @@ type UpgradeOptions struct {
 	// another size is not used but fetched again, and a source of another size is
 	// refused with ErrSourceChanged.
 	ExpectSize int64
-	// MaxSize bounds what is fetched from a source that does not tell its size; 0
-	// means no bound.
+	// MaxSize bounds the copy; a larger source is refused with ErrTooLarge, before it is
+	// fetched if it tells its size. 0 means no bound.
 	MaxSize int64
+	// MinFree is how many bytes of the file system of Dir a copy leaves free, where that
+	// can be asked; a fetch that would take them ends with ErrNoRoom. 0 means 1 GiB, or a
+	// hundredth of the file system if that is less; negative no bound.
+	MinFree int64
+	// MinRate is how many bytes a second a source that is ready must deliver, on average
+	// over RateWindow (0 means 1 min), once it has delivered the first; with less the
+	// fetch ends with ErrTooSlow. 0 means DefaultMinRate, negative no bound.
+	MinRate    int64
+	RateWindow time.Duration
 	// Logger hears of copies that had to be dropped; nil is silent.
 	Logger *slog.Logger
 }
@@ -103,8 +114,12 @@ type flight struct {
 	waiters int // guarded by Upgrader.mu
 	// publishing: the copy is being given its name. Guarded by Upgrader.mu.
 	publishing bool
-	done       chan struct{} // closed when err is set
-	err        error
+	// gaveUp is closed, with slow set, when the source was found to be too slow: nobody
+	// waits until it heeds that.
+	gaveUp chan struct{}
+	slow   error
+	done   chan struct{} // closed when err is set
+	err    error
 }
 
 var _ Mount = (*Upgrader)(nil)
@@ -318,6 +333,8 @@ func (u *Upgrader) await(ctx context.Context) error {
 	select {
 	case <-f.done:
 		return f.err
+	case <-f.gaveUp:
+		return f.slow
 	case <-ctx.Done():
 		if u.leave(f) {
 			<-f.done // the disk's work, not the mount's
@@ -348,8 +365,23 @@ func (u *Upgrader) dropLocked(f *flight, cause error) {
 	}
 }
 
+// giveUp ends f because its source is too slow.
+func (u *Upgrader) giveUp(f *flight, err error) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	if u.mu.flight == f && f.slow == nil {
+		u.dropLocked(f, err)
+		f.slow = u.fetchError(err)
+		close(f.gaveUp)
+	}
+}
+
+func (u *Upgrader) fetchError(err error) error {
+	return fmt.Errorf("fetch %T to a local copy: %w", u.underlying, err)
+}
+
 func (u *Upgrader) startLocked() *flight {
-	f := &flight{done: make(chan struct{})}
+	f := &flight{done: make(chan struct{}), gaveUp: make(chan struct{})}
 	f.ctx, f.cancel = context.WithCancelCause(context.Background())
 	u.mu.flight = f
 	u.wg.Go(func() { u.fly(f) })
@@ -363,7 +395,7 @@ func (u *Upgrader) fly(f *flight) {
 		err = cause // what it failed of is only how the cancellation showed
 	}
 	if err != nil {
-		err = fmt.Errorf("fetch %T to a local copy: %w", u.underlying, err)
+		err = u.fetchError(err)
 	}
 	u.mu.Lock()
 	if u.mu.flight == f {
@@ -387,6 +419,9 @@ func (u *Upgrader) fetchCopy(f *flight) (err error) {
 	if _, err := u.findCopy(); !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if open := wholeFetcher(u.underlying); open != nil && u.opts.Throttler == nil {
+		return u.transfer(f.ctx, f, open, nil)
+	}
 	st, err := u.underlying.Stat(f.ctx)
 	if err != nil {
 		return err
@@ -394,16 +429,30 @@ func (u *Upgrader) fetchCopy(f *flight) (err error) {
 	if !st.Exists {
 		return ErrNotFound
 	}
-	want, err := u.wantSize(st)
-	if err != nil {
-		return err
-	}
-	run := func(ctx context.Context) error { return u.transfer(ctx, f, want) }
+	run := func(ctx context.Context) error { return u.transfer(ctx, f, u.underlying.Fetch, &st) }
 	if st.Ready && u.opts.Throttler != nil {
 		return u.opts.Throttler.Do(f.ctx, run)
 	}
 	// Waiting for a source that is not ready must not keep others from fetching.
 	return run(f.ctx)
+}
+
+// wholeFetcher returns what opens a mount that tells all of itself when it is opened, so
+// that Stat need not be asked first; nil for others. Only for the types of this package:
+// a wrapper's Fetch is not to be passed by.
+func wholeFetcher(m Mount) func(context.Context) (Reader, error) {
+	switch m := m.(type) {
+	case *HTTPMount:
+		return m.fetchWhole
+	case *Counting:
+		if open := wholeFetcher(m.Mount); open != nil {
+			return func(ctx context.Context) (Reader, error) {
+				m.n.Add(1)
+				return open(ctx)
+			}
+		}
+	}
+	return nil
 }
 
 // promised is how long a source said it is.
@@ -423,7 +472,9 @@ func (p promised) kept(n int64) bool {
 // wantSize returns the size that the copy must have.
 func (u *Upgrader) wantSize(st Stat) (promised, error) {
 	stated := promised{st.Size, true}
-	switch want := u.opts.ExpectSize; {
+	switch want, most := u.opts.ExpectSize, u.opts.MaxSize; {
+	case most > 0 && max(want, st.Size) > most:
+		return promised{}, fmt.Errorf("%w: it has %d bytes, a local copy may have %d", ErrTooLarge, max(want, st.Size), most)
 	case want > 0 && st.Size > 0 && !stated.kept(want):
 		return promised{}, fmt.Errorf("%w: it has %d bytes, and had %d when it was indexed", ErrSourceChanged, st.Size, want)
 	case want > 0:
@@ -434,10 +485,17 @@ func (u *Upgrader) wantSize(st Stat) (promised, error) {
 	return promised{size: -1}, nil
 }
 
-// transfer streams the source into a temporary file and makes that the copy.
-func (u *Upgrader) transfer(ctx context.Context, f *flight, want promised) (err error) {
+// transfer streams the source, which open opens, into a temporary file and makes that the
+// copy. st is what the source said of itself; without it, its reader says it.
+func (u *Upgrader) transfer(ctx context.Context, f *flight, open func(context.Context) (Reader, error), st *Stat) (err error) {
+	var want promised
+	if st != nil {
+		if want, err = u.wantSize(*st); err != nil {
+			return err
+		}
+	}
 	u.fetches.Add(1)
-	src, err := u.underlying.Fetch(ctx)
+	src, err := open(ctx)
 	if err != nil {
 		return err
 	}
@@ -446,10 +504,18 @@ func (u *Upgrader) transfer(ctx context.Context, f *flight, want promised) (err 
 	}
 	closeSrc := sync.OnceValue(func() error { return closeGuarded(src) })
 	defer closeSrc()
+	if st == nil {
+		if want, err = u.wantSize(Stat{Exists: true, Size: sizeOf(src), Ready: true}); err != nil {
+			return err
+		}
+	}
 	// A source that does not watch its context is woken by closing it.
 	defer context.AfterFunc(ctx, func() { closeSrc() })()
 
 	if err := u.fs.MkdirAll(u.opts.Dir, 0o700); err != nil {
+		return err
+	}
+	if err := u.room(want.size); err != nil {
 		return err
 	}
 	temp := tempName(u.opts.Dir, u.opts.Name)
@@ -464,7 +530,12 @@ func (u *Upgrader) transfer(ctx context.Context, f *flight, want promised) (err 
 			err = errors.Join(err, removeFile(u.fs, temp))
 		}
 	}()
-	if err := u.fill(ctx, file, src, want); err != nil {
+	// What holds a slot is held to the least rate; who prepares may take its time.
+	var data io.Reader = src
+	if mt := newMeter(u.opts.MinRate, u.opts.RateWindow); mt != nil && (st == nil || st.Ready) {
+		data = &meteredReader{Reader: src, meter: mt, giveUp: func(err error) { u.giveUp(f, err) }}
+	}
+	if err := u.fill(ctx, file, data, want); err != nil {
 		return err
 	}
 	if err := file.Close(); err != nil {
@@ -475,6 +546,89 @@ func (u *Upgrader) transfer(ctx context.Context, f *flight, want promised) (err 
 	}
 	done = true
 	return nil
+}
+
+// ErrNoRoom is returned for a fetch that would leave less of the disk free than is to
+// stay free. It is a shortage of this machine, see [IsShortage].
+var ErrNoRoom = fmt.Errorf("too little of the disk would stay free: %w", syscall.ENOSPC)
+
+// room tells whether there is room for so many bytes more; negative is unknown.
+func (u *Upgrader) room(more int64) error {
+	keep := u.opts.MinFree
+	if keep < 0 {
+		return nil
+	}
+	s, ok := fsio.SpaceOf(u.fs, u.opts.Dir)
+	if keep == 0 {
+		keep = min(1<<30, s.Total/100)
+	}
+	if ok && s.Free-max(more, 0) < keep {
+		return fmt.Errorf("local copy of %d bytes more: %w: %d are free and %d are to stay so", max(more, 0), ErrNoRoom, s.Free, keep)
+	}
+	return nil
+}
+
+// roomyFile asks once in a while whether there is room to go on.
+type roomyFile struct {
+	fsio.File
+	u       *Upgrader
+	written int64
+}
+
+// askEach is after how many bytes it is asked again.
+const askEach = 64 << 20
+
+func (f *roomyFile) Write(p []byte) (int, error) {
+	if f.written += int64(len(p)); f.written >= askEach {
+		f.written = 0
+		if err := f.u.room(0); err != nil {
+			return 0, err
+		}
+	}
+	return f.File.Write(p)
+}
+
+// meteredReader holds a source to the least rate, also one whose Read does not return. The
+// clock starts with the first byte: before it sources of tape and the like prepare.
+type meteredReader struct {
+	io.Reader
+	meter  *meter
+	giveUp func(error)
+	begun  bool
+}
+
+func (r *meteredReader) Read(p []byte) (int, error) {
+	if !r.begun {
+		n, err := r.Reader.Read(p)
+		if r.begun = n > 0; r.begun {
+			r.meter.got = int64(n)
+		}
+		return n, err
+	}
+	// A read that takes the rest of the window is judged without it.
+	mt := r.meter
+	left, got, spent := mt.window-mt.spent, mt.got, mt.spent
+	judge := func() {
+		if err := mt.judge(got, spent+left); err != nil {
+			r.giveUp(err)
+		}
+	}
+	timer := time.AfterFunc(left, judge)
+	begun := time.Now()
+	n, err := r.Reader.Read(p)
+	timer.Stop()
+	if slow := mt.delivered(begun, n); slow != nil && err == nil {
+		err = slow
+	}
+	return n, err
+}
+
+// sizeOf returns how long a reader says that its source is; 0 if it does not know.
+func sizeOf(r Reader) int64 {
+	if s, ok := r.(interface{ Size() int64 }); ok {
+		return max(s.Size(), 0)
+	}
+	return 0
 }
 
 var errNoReader = errors.New("the mount returned neither a reader nor an error")
@@ -496,10 +650,12 @@ func (u *Upgrader) fill(ctx context.Context, file fsio.File, src io.Reader, want
 	if want.size < 0 {
 		limit = u.opts.MaxSize
 	}
-	n, err := copyTo(ctx, file, src, limit)
+	n, err := copyTo(ctx, &roomyFile{File: file, u: u}, src, limit)
 	switch {
 	case err != nil:
 		return err
+	case limit > 0 && n > limit && want.size < 0:
+		return fmt.Errorf("%w: %w: it goes on after %d bytes, which are allowed", ErrTooLarge, ErrSizeMismatch, limit)
 	case limit > 0 && n > limit:
 		return fmt.Errorf("%w: it goes on after %d bytes", ErrSizeMismatch, limit)
 	case !want.kept(n) && !planted.Bug("copy-size-not-checked"):
