@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"iter"
 	"maps"
 	"os"
 	"os/exec"
@@ -120,13 +121,18 @@ func (p *planned) source(from *pieces, stallAt int) error {
 	return from.put(p.id(), forms[p.form].of(carV1(p.texts())), stallAt)
 }
 
-// TestMain is also the process that makes a store of the predecessor.
+// TestMain is also the process that makes a store of the predecessor, and the one that
+// takes it over and is killed.
 func TestMain(m *testing.M) {
 	dir := os.Getenv("COMPAT_MAKE")
 	if dir == "" {
 		os.Exit(m.Run())
 	}
-	if err := makeStore(root(dir), os.Getenv("COMPAT_MODE")); err != nil {
+	make := func() error { return makeStore(root(dir), os.Getenv("COMPAT_MODE")) }
+	if os.Getenv("COMPAT_MODE") == modeLotus {
+		make = func() error { return liveAsLotus(root(dir)) }
+	}
+	if err := make(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
@@ -138,6 +144,7 @@ const (
 	modeKill  = "kill"  // and the process waits to be killed
 	modeClose = "close" // and closed
 	modeUnder = "under" // many shards, each told of on the way
+	modeLotus = "lotus" // not at all: a wrapper takes it over
 )
 
 const manyShards = 300
@@ -162,9 +169,8 @@ func made(t *testing.T, mode string) root {
 		t.Fatal(err)
 	}
 	told := 0
-	lines := bufio.NewScanner(stdout)
-	for lines.Scan() {
-		if told++; lines.Text() == "made" || mode == modeUnder && told == manyShards/2 {
+	for line := range linesOf(stdout) {
+		if told++; line == "made" || mode == modeUnder && told == manyShards/2 {
 			break
 		}
 	}
@@ -181,6 +187,15 @@ func made(t *testing.T, mode string) root {
 		t.Fatalf("the predecessor ended before it was killed: %v", err)
 	}
 	return dir
+}
+
+// linesOf are the lines that a process writes.
+func linesOf(r io.Reader) iter.Seq[string] {
+	return func(yield func(string) bool) {
+		s := bufio.NewScanner(r)
+		for s.Scan() && yield(s.Text()) {
+		}
+	}
 }
 
 // oldStore is the predecessor's store in lotus's configuration.

@@ -35,20 +35,17 @@ type world struct {
 	bs  *indexbs.IndexBackedBlockstore
 }
 
-func configure(t *testing.T, dir root, src *pieces, store ds.Batching) dagstore.Config {
-	t.Helper()
+// config is lotus's configuration.
+func config(dir root, src *pieces, store ds.Batching) (dagstore.Config, error) {
 	reg := mount.NewRegistry()
 	idx, err := index.NewFSRepo(dir.sub("index"))
 	err = errors.Join(err, reg.Register("lotus", &LotusMount{Pieces: src}), reg.Register("stream", &StreamMount{LotusMount{Pieces: src}}))
-	if err != nil {
-		t.Fatal(err)
-	}
 	return dagstore.Config{
 		TransientsDir: dir.sub("transients"), IndexRepo: idx, Datastore: store, MountRegistry: reg,
 		TopLevelIndex:      index.NewInverted(store),
 		MaxConcurrentIndex: 5, MaxConcurrentReadyFetches: 5, RecoverOnStart: dagstore.RecoverOnAcquire,
 		Logger: slog.New(slog.DiscardHandler),
-	}
+	}, err
 }
 
 func openHere(t *testing.T, dir root) *world {
@@ -59,7 +56,11 @@ func openHere(t *testing.T, dir root) *world {
 		t.Fatal(err)
 	}
 	w.ds = store
-	d, err := dagstore.NewDAGStore(configure(t, dir, w.src, store))
+	cfg, err := config(dir, w.src, store)
+	if err != nil {
+		t.Fatal(err)
+	}
+	d, err := dagstore.NewDAGStore(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
