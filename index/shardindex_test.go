@@ -355,7 +355,7 @@ func TestSearchWithLyingHints(t *testing.T) {
 			"truth": nil,
 			"zero":  func(int) uint32 { return 0 },
 			"max":   func(int) uint32 { return 1<<32 - 1 },
-			"noise": func(i int) uint32 { return uint32(i * 2654435761) },
+			"noise": func(i int) uint32 { return uint32(uint64(i) * 2654435761) },
 		} {
 			b := encodeDraft(t, draftRecords(t, records))
 			x := openBoth(t, b)[0]

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"testing"
 	"time"
@@ -193,7 +194,7 @@ func TestOptions(t *testing.T) {
 	if _, err := indexbs.New(t.Context(), f, past); err == nil {
 		t.Error("lookups of the past: accepted")
 	}
-	if _, err := indexbs.New(t.Context(), f, indexbs.Options{HotBlocks: 1 << 31}); err == nil {
+	if _, err := indexbs.New(t.Context(), f, indexbs.Options{HotBlocks: math.MaxInt}); err == nil {
 		t.Error("too many hot blocks: accepted")
 	}
 	if _, err := indexbs.New(t.Context(), nil, indexbs.Options{}); err == nil {

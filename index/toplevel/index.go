@@ -344,9 +344,9 @@ func (x *Index) add(ctx context.Context, in Ingest, it index.MultihashIterator, 
 		return err
 	}
 	// So much of a large shard is taken at once.
-	chunk := max(int(min(x.opts.Memory/8/memEntry, 1<<31)), filterLeast)
+	chunk := max(int(min(x.opts.Memory/8/memEntry, math.MaxInt32)), filterLeast)
 	if x.fs == nil {
-		chunk = 1 << 31
+		chunk = math.MaxInt32
 	}
 	var es []entry
 	n := 0
@@ -380,7 +380,7 @@ func (x *Index) put(in Ingest, es []entry, whole bool) error {
 		return err
 	}
 	es = slices.Clone(sortEntries(es))
-	r := newMemRun(es, []record{{in.Gen, in.Tag, in.Key.String(), uint32(min(len(es), math.MaxUint32)), whole}})
+	r := newMemRun(es, []record{{in.Gen, in.Tag, in.Key.String(), uint32(min(uint64(len(es)), math.MaxUint32)), whole}})
 	x.mu.Lock()
 	if x.mu.closed {
 		x.mu.Unlock()

@@ -8,6 +8,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -364,7 +365,7 @@ func TestLimits(t *testing.T) {
 		"header":       {carscan.Options{MaxHeaderBytes: 58}, true},
 		"header - 1":   {carscan.Options{MaxHeaderBytes: 57}, false},
 		"roots":        {carscan.Options{MaxRoots: 1}, true},
-		"huge section": {carscan.Options{MaxSectionBytes: 1 << 40}, true},
+		"huge section": {carscan.Options{MaxSectionBytes: math.MaxInt}, true},
 	} {
 		_, _, err := scan(t, b, c.opts)
 		if c.ok != (err == nil) || err != nil && !errors.Is(err, carscan.ErrLimit) {
@@ -485,7 +486,7 @@ func TestShortReads(t *testing.T) {
 			t.Errorf("a reader that gives nothing: %v", err)
 		}
 	}
-	for _, n := range []int{-1, 11, 1 << 40} {
+	for _, n := range []int{-1, 11, math.MaxInt} {
 		if got, err := carscan.FillAt(lyingAt(n), make([]byte, 10), 0); err == nil {
 			t.Errorf("a reader that gives %d of 10 bytes: %d, %v", n, got, err)
 		}
