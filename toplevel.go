@@ -11,6 +11,7 @@ import (
 	mh "github.com/multiformats/go-multihash"
 
 	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/index/toplevel"
 	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/projection"
 	"github.com/dagstore/dagstore/shard"
@@ -311,6 +312,9 @@ func (t *topLevel) add(ctx context.Context, j *job, info shard.IndexInfo, it ind
 	t.known.Unlock()
 	if err == nil {
 		t.has(j.key, j.gen)
+	}
+	if now := t.d.top.Load(); now != t && errors.Is(err, toplevel.ErrClosed) {
+		return now.add(ctx, j, info, it) // it was made anew meanwhile
 	}
 	return err
 }

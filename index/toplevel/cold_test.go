@@ -1,4 +1,5 @@
-//go:build darwin || freebsd || linux
+// Where address space is short nothing is mapped.
+//go:build (darwin || freebsd || linux) && !386 && !arm
 
 package toplevel
 

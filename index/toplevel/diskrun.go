@@ -21,12 +21,16 @@ import (
 
 // diskRun is a run on disk. It is immutable. Its filters and ingests are kept in memory;
 // its buckets are read through a mapping if they are known to be in memory, and else by
-// system calls. The mapping goes when nothing refers to the run any more.
+// system calls. The mapping goes with the last state that the run is in: inuse.go.
 type diskRun struct {
 	footer
 	name string
 	seq  uint64
 	size uint64
+	// sets counts the sets of runs that it is in.
+	sets atomic.Int64
+	// closing closes file, once.
+	closing *closing
 	// file is read where data need not be in memory; nil: all of data is.
 	file    *mapped.Table
 	data    []byte
@@ -71,10 +75,28 @@ func openRun(fsys fsio.FS, name string, id uint64, want *uint32, filters *filter
 	if err := r.open(id, want); err != nil {
 		return nil, errors.Join(err, r.file.Close())
 	}
-	// Lookups hold the run, not a count: whoever looks something up in a run that was
-	// merged meanwhile keeps its mapping. So it goes with the garbage.
-	runtime.AddCleanup(r, func(t *mapped.Table) { _ = t.Close() }, r.file)
+	// A run that was never shown, of an index that was given up while it was made, goes
+	// with the garbage.
+	r.closing = &closing{file: r.file}
+	runtime.AddCleanup(r, (*closing).close, r.closing)
 	return r, nil
+}
+
+// closing gives up what a run has of the system.
+type closing struct {
+	once sync.Once
+	file *mapped.Table
+}
+
+func (c *closing) close() {
+	c.once.Do(func() { _ = c.file.Close() }) // it was only read
+}
+
+// close gives up what the run has of the system. Nobody looks into it any more.
+func (r *diskRun) close() {
+	if r.closing != nil {
+		r.closing.close()
+	}
 }
 
 func (r *diskRun) open(id uint64, want *uint32) error {

@@ -65,9 +65,9 @@ func FuzzRun(f *testing.F) {
 		for i := range r.parts {
 			r.parts[i].crc = crc32.Checksum(b[r.parts[i].at:min(r.parts[i].bucketsAt(), uint64(len(b)))], castagnoli)
 		}
-		st := &state{disk: []*diskRun{r}}
+		st := &state{diskSet: &diskSet{disk: []*diskRun{r}}}
 		for i := range uint64(20) {
-			_ = st.lookup(fingerprint{seed * (i + 1) * 0x9e3779b97f4a7c15, uint32(i)}, func(Ingest) bool { return true })
+			_ = st.lookup(fingerprint{seed * (i + 1) * 0x9e3779b97f4a7c15, uint32(i)}, new(scratch), func(Ingest) bool { return true })
 		}
 		_ = r.verify(func() error { return nil })
 	})

@@ -110,7 +110,9 @@ type Index struct {
 
 	// state is what lookups see. It is replaced as a whole, under mu.
 	state atomic.Pointer[state]
-	ended atomic.Bool // by Close: nothing is looked up any more
+	ended atomic.Bool // by Close or a successor: nothing is looked up here any more
+	// successor has taken the place of this index.
+	successor atomic.Pointer[Index]
 
 	// writing is held while runs in memory become another run, in memory or on disk.
 	writing token
@@ -146,10 +148,8 @@ type Index struct {
 
 // state is immutable.
 type state struct {
-	mem  []*memRun
-	disk []*diskRun
-	// dead is how many entries of each run on disk were dead when they were counted.
-	dead []uint64
+	mem []*memRun
+	*diskSet
 }
 
 // token is a lock whose waiters can leave.
@@ -211,7 +211,7 @@ func newIndex(fsys fsio.FS, dir string, o Options, h Hooks) *Index {
 	x.ctx, x.cancel = context.WithCancel(context.Background())
 	x.mu.idle = sync.NewCond(&x.mu)
 	x.mu.next = 1
-	x.state.Store(&state{})
+	x.state.Store(&state{diskSet: new(diskSet)})
 	return x
 }
 
@@ -243,7 +243,7 @@ func (x *Index) load() error {
 		return x.draw()
 	}
 	x.id, x.key, x.mu.epoch, x.mu.next, x.mu.mark = m.id, m.key, m.epoch, m.next, m.mark
-	st := &state{}
+	st := &state{diskSet: new(diskSet)}
 	for _, ref := range m.runs {
 		r, err := openRun(x.fs, filepath.Join(x.dir, runName(m.epoch, ref.seq)), m.id, &ref.crc, &x.filters)
 		if errors.As(err, &damaged) {
@@ -252,13 +252,18 @@ func (x *Index) load() error {
 			continue
 		}
 		if err != nil {
+			for _, r := range st.disk {
+				r.close()
+			}
 			return err
 		}
 		r.seq = ref.seq
 		st.disk = append(st.disk, r)
 	}
 	st.dead = make([]uint64, len(st.disk))
-	x.state.Store(st)
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.showLocked(st)
 	return nil
 }
 
@@ -388,7 +393,7 @@ func (x *Index) put(in Ingest, es []entry, whole bool) error {
 	}
 	st := *x.state.Load()
 	st.mem = append(slices.Clone(st.mem), r)
-	x.state.Store(&st)
+	x.showLocked(&st)
 	x.mu.puts++
 	x.mu.Unlock()
 	if !x.writing.tryLock() {
@@ -462,7 +467,7 @@ func (x *Index) replaceMem(old []*memRun, m *memRun) {
 	if len(m.entries) > 0 {
 		st.mem = append(st.mem, m)
 	}
-	x.state.Store(&st)
+	x.showLocked(&st)
 }
 
 func (x *Index) alive(r *record) bool {
@@ -593,8 +598,8 @@ func (x *Index) commit(mark []byte, change func(*state), made *diskRun) error {
 	defer x.committing.unlock()
 	x.mu.Lock()
 	now := x.state.Load()
-	after := *now
-	change(&after)
+	after := now.clone()
+	change(after)
 	m := manifest{epoch: x.mu.epoch, id: x.id, key: x.key, next: x.mu.next, mark: x.mu.mark}
 	if mark != nil {
 		m.mark = slices.Clone(mark)
@@ -627,15 +632,16 @@ func (x *Index) commit(mark []byte, change func(*state), made *diskRun) error {
 	}
 	x.mu.Lock()
 	// Runs in memory may have come meanwhile.
-	st := *x.state.Load()
-	change(&st)
-	x.state.Store(&st)
+	st := x.state.Load().clone()
+	change(st)
+	former := x.showLocked(st)
 	x.mu.mark = m.mark
 	x.mu.doubtful = slices.DeleteFunc(x.mu.doubtful, func(n string) bool { return slices.Contains(doubtful, n) })
 	x.mu.Unlock()
 	for _, r := range retired {
 		x.filters.retire(r)
 	}
+	former.retire()
 	for _, name := range slices.Concat(doubtful, gone) {
 		if slices.ContainsFunc(after.disk, func(r *diskRun) bool { return r.name == name }) {
 			continue
@@ -650,6 +656,7 @@ func (x *Index) commit(mark []byte, change func(*state), made *diskRun) error {
 func (x *Index) doubtRun(r *diskRun) {
 	if r != nil {
 		x.doubt(r.name)
+		r.close()
 	}
 }
 
@@ -662,6 +669,7 @@ func (x *Index) noteDamage(err error) {
 
 // scratch is what a lookup works with.
 type scratch struct {
+	stripe uint32 // of the readers that it is counted with
 	found  []uint32
 	bucket []byte
 	key    [shard.MaxKeyLen]byte
@@ -670,7 +678,10 @@ type scratch struct {
 // maxScratch is the largest bucket that a scratch is kept with for another lookup.
 const maxScratch = 64 << 10
 
-var scratches = sync.Pool{New: func() any { return new(scratch) }}
+var (
+	scratches  = sync.Pool{New: func() any { return &scratch{stripe: lastStripe.Add(1)} }}
+	lastStripe atomic.Uint32
+)
 
 // Lookup calls visit for every ingest that has the multihash, dead ones included, some
 // perhaps twice, until it returns false. The ingest's key is valid during the call only:
@@ -678,7 +689,7 @@ var scratches = sync.Pool{New: func() any { return new(scratch) }}
 // visited need not be all.
 func (x *Index) Lookup(mh multihash.Multihash, visit func(Ingest) bool) error {
 	if x.ended.Load() {
-		return ErrClosed
+		return x.lookupElsewhere(mh, visit)
 	}
 	f := x.key.of(mh)
 	st := x.state.Load()
@@ -693,13 +704,32 @@ func (x *Index) Lookup(mh multihash.Multihash, visit func(Ingest) bool) error {
 		}
 	}
 	if len(st.disk) == 0 {
+		if x.ended.Load() {
+			return x.lookupElsewhere(mh, visit)
+		}
 		return nil
 	}
-	err := st.lookup(f, visit)
+	s := scratches.Get().(*scratch)
+	defer s.done()
+	// What was in memory and is no longer is on the disk now.
+	if st = x.use(s.stripe); len(st.disk) == 0 && x.ended.Load() {
+		st.leave(s.stripe)
+		return x.lookupElsewhere(mh, visit)
+	}
+	defer st.leave(s.stripe)
+	err := st.lookup(f, s, visit)
 	if err != nil {
 		x.noteDamage(err)
 	}
 	return err
+}
+
+// lookupElsewhere is a Lookup of an index that is no more.
+func (x *Index) lookupElsewhere(mh multihash.Multihash, visit func(Ingest) bool) error {
+	if next := x.successor.Load(); next != nil {
+		return next.Lookup(mh, visit)
+	}
+	return ErrClosed
 }
 
 func (s *scratch) done() {
@@ -710,9 +740,7 @@ func (s *scratch) done() {
 }
 
 // lookup looks into the runs on disk.
-func (st *state) lookup(f fingerprint, visit func(Ingest) bool) error {
-	s := scratches.Get().(*scratch)
-	defer s.done()
+func (st *state) lookup(f fingerprint, s *scratch, visit func(Ingest) bool) error {
 	for i := 0; i < len(st.disk); {
 		var err error
 		// All runs that have nothing, under one guard.
@@ -765,7 +793,8 @@ func (x *Index) Ingests(yield func(in Ingest, whole bool) bool) error {
 	if x.ended.Load() {
 		return ErrClosed
 	}
-	st := x.state.Load()
+	st := x.use(0)
+	defer st.leave(0)
 	var srcs []source
 	for _, r := range st.mem {
 		srcs = append(srcs, r)
@@ -792,7 +821,8 @@ func (x *Index) Verify(ctx context.Context) error {
 	if x.ended.Load() {
 		return ErrClosed
 	}
-	st := x.state.Load()
+	st := x.use(0)
+	defer st.leave(0)
 	for _, r := range st.disk {
 		if err := r.verify(ctx.Err); err != nil {
 			return err
@@ -899,13 +929,25 @@ func (x *Index) Adopt(former *Index, mark []byte) error {
 		return err
 	}
 	former.end()
-	for _, r := range former.state.Load().disk {
+	gone := former.state.Load().disk
+	former.successor.Store(x)
+	former.giveUp()
+	for _, r := range gone {
 		if err := x.fs.Remove(r.name); err != nil && !isGone(err) {
 			x.opts.Logger.Warn("top-level index: a run that was replaced is left until the next start", "err", err)
 		}
 	}
 	x.kick()
 	return nil
+}
+
+// giveUp lets all runs go. Lookups that are under way end first.
+func (x *Index) giveUp() {
+	x.ended.Store(true)
+	x.mu.Lock()
+	former := x.showLocked(&state{diskSet: new(diskSet)})
+	x.mu.Unlock()
+	former.retire()
 }
 
 // end stops merges and refuses further work. What is looked up goes on.
@@ -931,9 +973,6 @@ func (x *Index) Close() error {
 	err := x.flushLocked(x.mark(), false)
 	x.end()
 	x.Settle()
-	x.ended.Store(true)
-	x.mu.Lock()
-	x.state.Store(&state{}) // the mappings may go
-	x.mu.Unlock()
+	x.giveUp()
 	return err
 }

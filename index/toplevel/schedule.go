@@ -111,8 +111,13 @@ func (x *Index) mergeFailed(err error) {
 }
 
 func (x *Index) mergeRuns(runs []*diskRun) error {
+	shown := x.use(0)
+	defer shown.leave(0)
 	srcs := make([]source, len(runs))
 	for i, r := range runs {
+		if !slices.Contains(shown.disk, r) {
+			return errSuperseded // only merges change what is there, and there is one
+		}
 		srcs[i] = r
 	}
 	began := time.Now()
@@ -198,7 +203,8 @@ func (x *Index) census() {
 		}
 		return
 	}
-	st := x.state.Load()
+	st := x.use(0)
+	defer st.leave(0)
 	dead := make(map[*diskRun]uint64)
 	for _, r := range st.disk {
 		recs, err := r.records()
@@ -213,12 +219,13 @@ func (x *Index) census() {
 		}
 	}
 	x.mu.Lock()
-	now := *x.state.Load()
+	now := x.state.Load().clone()
 	now.dead = make([]uint64, len(now.disk))
 	for i, r := range now.disk {
 		now.dead[i] = dead[r]
 	}
-	x.state.Store(&now)
+	former := x.showLocked(now)
 	x.mu.Unlock()
+	former.retire()
 	x.kick()
 }
