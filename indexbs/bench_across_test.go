@@ -322,11 +322,13 @@ func BenchmarkMiss(b *testing.B) {
 // remembered, and looked up each time. DAGSTORE_BENCH_POPULAR changes how many shards.
 func BenchmarkPopular(b *testing.B) {
 	n := intEnv(b, "DAGSTORE_BENCH_POPULAR", 3000)
-	d, err := dagstore.Open(b.Context(), filepath.Join(b.TempDir(), "store"))
+	small := dagstore.WithConfig(func(c *dagstore.Config) { c.TopLevel.Memory = 1 << 18 }) // the top-level index is on the disk
+	dir := filepath.Join(b.TempDir(), "store")
+	d, err := dagstore.Open(b.Context(), dir, small)
 	if err != nil {
 		b.Fatal(err)
 	}
-	defer d.Close()
+	defer func() { d.Close() }()
 	popular, out := blockOf(1<<55, 64), make(chan dagstore.ShardResult, n)
 	for i := range n {
 		own := blockOf(uint64(i+1), 64)
@@ -339,6 +341,13 @@ func BenchmarkPopular(b *testing.B) {
 		if res := <-out; res.Error != nil {
 			b.Fatal(res.Error)
 		}
+	}
+	// A store that was opened anew has its top-level index on disk.
+	if err := d.Close(); err != nil {
+		b.Fatal(err)
+	}
+	if d, err = dagstore.Open(b.Context(), dir, small); err != nil {
+		b.Fatal(err)
 	}
 	one := cidOf(blockOf(7, 64))
 	for name, hot := range map[string]int{"": 0, "-looked-up": -1} {

@@ -221,9 +221,9 @@ func (r *diskRun) fault(p any) error {
 	panic(p)
 }
 
-// find appends the numbers of the ingests that have f, with the help of a buffer for
-// buckets. The caller guards.
-func (r *diskRun) find(f fingerprint, found []uint32, buf *[]byte) ([]uint32, error) {
+// find appends the numbers of the ingests that have f, the first so many, with the help of
+// a buffer for buckets. The caller guards.
+func (r *diskRun) find(f fingerprint, found []uint32, buf *[]byte, most int) ([]uint32, error) {
 	p := &r.parts[partOf(f.hi, r.partBits)]
 	if p.entries == 0 {
 		return found, nil
@@ -254,7 +254,7 @@ func (r *diskRun) find(f fingerprint, found []uint32, buf *[]byte) ([]uint32, er
 			hi = mid
 		}
 	}
-	for b = b[lo*n:]; len(b) > 0; b = b[n:] {
+	for b = b[lo*n:]; len(b) > 0 && len(found) < most; b = b[n:] {
 		e := decodeEntry(b, int(r.width))
 		if !e.is(f) {
 			break

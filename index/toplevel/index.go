@@ -751,13 +751,15 @@ func (st *state) lookup(f fingerprint, s *scratch, visit func(Ingest) bool) erro
 			return nil
 		}
 		r := st.disk[i]
-		for _, n := range s.found {
-			rec, err := r.ingest(n, &s.key)
-			if err != nil {
+		if on, err := r.visit(s.found, s, visit); !on || err != nil {
+			return err
+		}
+		if n := len(s.found); n == someIngests {
+			if err := r.findAll(f, s); err != nil {
 				return err
 			}
-			if !visit(rec.ingest()) {
-				return nil
+			if on, err := r.visit(s.found[n:], s, visit); !on || err != nil {
+				return err
 			}
 		}
 		i++
@@ -765,7 +767,34 @@ func (st *state) lookup(f fingerprint, s *scratch, visit func(Ingest) bool) erro
 	return nil
 }
 
-// first finds the first run from number i on that has f, and what it has.
+// someIngests is how many ingests with a multihash are looked for in a run before they
+// are visited. Most multihashes have one; of those that very many have, a few are enough
+// for most who ask, and to find all takes long.
+const someIngests = 64
+
+// visit calls visit for ingests; on is what it returned last.
+func (r *diskRun) visit(numbers []uint32, s *scratch, visit func(Ingest) bool) (on bool, err error) {
+	for _, n := range numbers {
+		rec, err := r.ingest(n, &s.key)
+		if err != nil {
+			return false, err
+		}
+		if !visit(rec.ingest()) {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// findAll finds all that a run has, in s.found.
+func (r *diskRun) findAll(f fingerprint, s *scratch) (err error) {
+	defer r.unguard(r.guard(), &err)
+	s.found, err = r.find(f, s.found[:0], &s.bucket, math.MaxInt)
+	return err
+}
+
+// first finds the first run from number i on that has f, and up to someIngests of what
+// it has.
 func (st *state) first(f fingerprint, i int, s *scratch) (_ int, err error) {
 	s.found = s.found[:0]
 	r := st.disk[i]
@@ -778,7 +807,7 @@ func (st *state) first(f fingerprint, i int, s *scratch) (_ int, err error) {
 	}()
 	for ; i < len(st.disk); i++ {
 		r = st.disk[i]
-		if s.found, err = r.find(f, s.found, &s.bucket); err != nil || len(s.found) > 0 {
+		if s.found, err = r.find(f, s.found, &s.bucket, someIngests); err != nil || len(s.found) > 0 {
 			break
 		}
 	}
