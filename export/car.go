@@ -17,15 +17,19 @@ import (
 // carWriter writes a CARv1 within the bounds of an export.
 //
 //	res.Bytes = what the bufio.Writer was given, whole sections only
+//
+// The header waits for the first section, or for the end of a walk that needed none: until
+// the first root's block is had and decoded nothing is written, and whoever serves others
+// can still say that it is not there.
 type carWriter struct {
 	w    *bufio.Writer
 	opts Options
+	head []byte // not written yet
 	res  Result
 	err  error // of w: nothing is written after it
 }
 
 func newCARWriter(w io.Writer, opts Options, roots []cid.Cid) (*carWriter, error) {
-	cw := &carWriter{w: bufio.NewWriterSize(w, 64<<10), opts: opts}
 	head, err := carHeader(roots)
 	if err != nil {
 		return nil, err
@@ -33,9 +37,19 @@ func newCARWriter(w io.Writer, opts Options, roots []cid.Cid) (*carWriter, error
 	if uint64(len(head)) > opts.MaxBytes {
 		return nil, &LimitError{What: "bytes", Limit: opts.MaxBytes, Cid: roots[0]}
 	}
-	cw.put(head)
-	cw.res.Bytes = uint64(len(head))
-	return cw, cw.failed()
+	return &carWriter{w: bufio.NewWriterSize(w, 64<<10), opts: opts, head: head}, nil
+}
+
+// begin writes the header, unless that was done.
+func (cw *carWriter) begin() error {
+	if n := len(cw.head); n > 0 {
+		cw.put(cw.head)
+		cw.head = nil
+		if cw.err == nil {
+			cw.res.Bytes = uint64(n)
+		}
+	}
+	return cw.failed()
 }
 
 // carHeader is {"roots": [&cid, …], "version": 1} in DAG-CBOR, with its length before it.
@@ -106,8 +120,11 @@ func (cw *carWriter) section(c cid.Cid, data []byte, depth int) error {
 	switch {
 	case cw.res.Blocks >= cw.opts.MaxBlocks && !planted.Bug("export-blocks-not-bounded"):
 		return &LimitError{"blocks", cw.opts.MaxBlocks, c, depth}
-	case n > cw.opts.MaxBytes-cw.res.Bytes:
+	case n > cw.opts.MaxBytes-cw.res.Bytes-uint64(len(cw.head)):
 		return &LimitError{"bytes", cw.opts.MaxBytes, c, depth}
+	}
+	if err := cw.begin(); err != nil {
+		return err
 	}
 	cw.put(prefix[:k])
 	if cw.err == nil {
@@ -124,6 +141,9 @@ func (cw *carWriter) section(c cid.Cid, data []byte, depth int) error {
 
 // finish flushes what was written, also after an error of the walk.
 func (cw *carWriter) finish(err error) (Result, error) {
+	if err == nil {
+		err = cw.begin() // all was in the CIDs of the roots
+	}
 	if cw.err == nil {
 		cw.err = cw.w.Flush()
 	}

@@ -7,6 +7,9 @@ import (
 
 	"github.com/ipfs/go-cid"
 	ipld "github.com/ipfs/go-ipld-format"
+	"github.com/ipld/go-ipld-prime/codec"
+	"github.com/ipld/go-ipld-prime/datamodel"
+	"github.com/ipld/go-ipld-prime/linking"
 )
 
 // Source is where blocks come from. A store's *ShardBlockstore and an index-backed
@@ -44,12 +47,29 @@ type Options struct {
 	// SkipVerify leaves the hashing of blocks to the source. The stores' own blockstores
 	// hash unless they are configured not to; others may not.
 	SkipVerify bool
+	// Decoders decode codecs that are not built in (git-raw, DAG-JOSE, one's own), or in
+	// place of those that are, by the codec's number. A decoder must bound what it takes:
+	// the blocks are a stranger's.
+	Decoders map[uint64]Decoder
+	// Reifiers are the ADLs that a selector may ask for, by name: "unixfs" and
+	// "unixfs-preload" are go-unixfsnode's Reify and preload variant. What they load is
+	// written too. A block that is missing within one is an error, SkipMissing or not.
+	Reifiers map[string]linking.NodeReifier
 	// UnknownAsLeaf takes a block of an unknown codec for one without links, in place of
-	// an error.
+	// an error. A block that is its CID (identity) is one anyway: there is nothing to be
+	// fetched below it that anybody could find.
 	UnknownAsLeaf bool
 }
 
-// Result says what was written.
+// Decoder decodes the blocks of a codec.
+type Decoder struct {
+	Decode codec.Decoder
+	// Prototype is what Decode fills; nil for any node.
+	Prototype datamodel.NodePrototype
+}
+
+// Result says what was written. Bytes is 0 as long as the first root's block was not had
+// and decoded.
 type Result struct {
 	Blocks  uint64 // sections
 	Bytes   uint64 // header and sections
@@ -113,6 +133,16 @@ const (
 )
 
 func (o Options) withDefaults() (Options, error) {
+	for code, d := range o.Decoders {
+		if d.Decode == nil {
+			return o, fmt.Errorf("the decoder of codec %#x is nil", code)
+		}
+	}
+	for name, r := range o.Reifiers {
+		if r == nil {
+			return o, fmt.Errorf("the reifier %q is nil", name)
+		}
+	}
 	if o.MaxDepth < 0 || o.MaxBlockLinks < 0 || o.MaxPending < 0 || o.MaxBlockSize < 0 {
 		return o, errors.New("a negative limit")
 	}

@@ -15,6 +15,7 @@ import (
 	"github.com/ipld/go-ipld-prime/traversal"
 	"github.com/multiformats/go-multicodec"
 
+	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/internal/links"
 )
 
@@ -27,7 +28,13 @@ func allocation(n int) int64 { return 1<<20 + 32*int64(n) }
 
 // decoderOf returns the decoder of a codec for a block of n bytes, and the prototype that
 // it fills; nil if there is none.
-func decoderOf(code multicodec.Code, n int) (codec.Decoder, datamodel.NodePrototype) {
+func (o *Options) decoderOf(code multicodec.Code, n int) (codec.Decoder, datamodel.NodePrototype) {
+	if d, ok := o.Decoders[uint64(code)]; ok {
+		if d.Prototype == nil {
+			return d.Decode, basicnode.Prototype.Any
+		}
+		return d.Decode, d.Prototype
+	}
 	switch code {
 	case multicodec.DagPb:
 		return dagpb.Decode, dagpb.Type.PBNode
@@ -46,13 +53,16 @@ func decoderOf(code multicodec.Code, n int) (codec.Decoder, datamodel.NodeProtot
 // linksOf appends the links of a block to out, in their order.
 func linksOf(c cid.Cid, data []byte, opts *Options, depth int, out []cid.Cid) ([]cid.Cid, error) {
 	code := multicodec.Code(c.Prefix().Codec)
+	_, given := opts.Decoders[uint64(code)]
 	switch code {
 	case multicodec.Raw, multicodec.Cbor, multicodec.Json:
-		return out, nil
+		if !given {
+			return out, nil
+		}
 	}
-	decode, proto := decoderOf(code, len(data))
+	decode, proto := opts.decoderOf(code, len(data))
 	if decode == nil {
-		if opts.UnknownAsLeaf {
+		if opts.isLeaf(c) {
 			return out, nil
 		}
 		return out, unknownCodec(code)
@@ -78,6 +88,12 @@ func linksOf(c cid.Cid, data []byte, opts *Options, depth int, out []cid.Cid) ([
 	return out, nil
 }
 
+// isLeaf says that a block of an unknown codec has no links to follow.
+func (o *Options) isLeaf(c cid.Cid) bool {
+	_, inline := cids.Identity(c)
+	return inline || o.UnknownAsLeaf
+}
+
 func unknownCodec(code multicodec.Code) error {
-	return fmt.Errorf("%w: %s (%#x): set UnknownAsLeaf to take such blocks for leaves", ErrUnknownCodec, code, uint64(code))
+	return fmt.Errorf("%w: %s (%#x): give a decoder in Options.Decoders, or set UnknownAsLeaf to take such blocks for leaves", ErrUnknownCodec, code, uint64(code))
 }

@@ -3,8 +3,10 @@ package export
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
+	"hash"
 	"io"
 	"math"
 	"slices"
@@ -42,6 +44,9 @@ func Selector(ctx context.Context, w io.Writer, src Source, root cid.Cid, sel da
 	if err != nil {
 		return Result{}, fmt.Errorf("export: %w: %w", ErrSelector, err)
 	}
+	if err := checkReifiers(sel, opts.Reifiers); err != nil {
+		return Result{}, fmt.Errorf("export: %w: %w", ErrSelector, err)
+	}
 	cw, err := newCARWriter(w, opts, []cid.Cid{root})
 	if err != nil {
 		return Result{}, fmt.Errorf("export: %w", err)
@@ -65,13 +70,39 @@ type selectorWalk struct {
 	seen map[string]struct{} // CIDs that were written; nil if duplicates are
 	// fatal is what ended the walk, as it was.
 	fatal error
+	// missing is the last block that was left out.
+	missing error
+
+	begun bool // the root was asked for
+	// at is where the block lies that was loaded last, waits its bytes, which are written
+	// once they are decoded; nil if none are.
+	at    step
+	path  datamodel.Path
+	waits []byte
+	// way are the blocks on the way from the root to the one loaded last, which is the
+	// last of them: the paths of the links to them. The root is not among them.
+	way []datamodel.Path
 }
 
 func (s *selectorWalk) walk(root cid.Cid, sel selector.Selector) error {
 	lsys := cidlink.DefaultLinkSystem()
 	lsys.DecoderChooser, lsys.StorageReadOpener = s.decoder, s.open
+	lsys.KnownReifiers = s.opts.Reifiers
 	lsys.TrustedStorage = true // open checks
-	chooser := dagpb.AddSupportToChooser(func(datamodel.Link, linking.LinkContext) (datamodel.NodePrototype, error) {
+	known := lsys.HasherChooser
+	lsys.HasherChooser = func(p datamodel.LinkPrototype) (hash.Hash, error) {
+		// It is asked before the block is, also of links to what is no block.
+		if h, err := known(p); err == nil {
+			return h, nil
+		}
+		return sha256.New(), nil
+	}
+	chooser := dagpb.AddSupportToChooser(func(l datamodel.Link, _ linking.LinkContext) (datamodel.NodePrototype, error) {
+		if c, err := links.Cid(l); err == nil {
+			if d := s.opts.Decoders[c.Prefix().Codec]; d.Prototype != nil {
+				return d.Prototype, nil
+			}
+		}
 		return basicnode.Prototype.Any, nil
 	})
 	link := cidlink.Link{Cid: root}
@@ -88,27 +119,34 @@ func (s *selectorWalk) walk(root cid.Cid, sel selector.Selector) error {
 		Cfg:    &traversal.Config{Ctx: s.ctx, LinkSystem: lsys, LinkTargetNodePrototypeChooser: chooser},
 		Budget: &traversal.Budget{NodeBudget: budget, LinkBudget: budget},
 	}
-	last := root
+	last := step{root, 0}
 	err = progress.WalkAdv(n, sel, func(p traversal.Progress, _ datamodel.Node, _ traversal.VisitReason) error {
 		if p.LastBlock.Link != nil {
-			if c, err := links.Cid(p.LastBlock.Link); err == nil {
-				last = c
+			if c, err := links.Cid(p.LastBlock.Link); err == nil && c != last.cid {
+				last = step{c, s.depthOf(p.LastBlock.Path) + 1}
 			}
 		}
-		if d := len(p.Path.Segments()); d > s.opts.MaxDepth {
-			return s.end(&LimitError{"links deep", uint64(s.opts.MaxDepth), last, d})
+		if d := p.Path.Len(); d > s.opts.MaxDepth { // of steps, as the option says
+			return s.end(&LimitError{"links deep", uint64(s.opts.MaxDepth), last.cid, d})
 		}
 		return s.ctx.Err()
 	})
+	if err == nil {
+		err = s.write()
+	}
 	var over *traversal.ErrBudgetExceeded
 	if errors.As(err, &over) && s.fatal == nil {
 		what := "nodes"
 		if over.BudgetKind == "link" {
 			what = "links"
 		}
-		return &LimitError{what, s.opts.MaxLinks, last, len(over.Path.Segments())}
+		return &LimitError{what, s.opts.MaxLinks, last.cid, last.depth}
 	}
-	return s.why(err, step{last, 0}, "")
+	var skip traversal.SkipMe
+	if errors.As(err, &skip) && s.fatal == nil && s.missing != nil {
+		return s.missing // a reifier could not do without it
+	}
+	return s.why(err, last, "")
 }
 
 // why returns what ended the walk.
@@ -131,47 +169,84 @@ func (s *selectorWalk) end(err error) error {
 	return err
 }
 
-// decoder returns the decoder of a link's codec.
+// enter notes that the link at a path is followed, and returns how many links deep that
+// is. What a reifier loads has no path, and lies below what was loaded last.
+func (s *selectorWalk) enter(path datamodel.Path) (depth int) {
+	if path.Len() > 0 {
+		s.way = append(s.way[:s.depthOf(path)], path)
+		return len(s.way)
+	}
+	return len(s.way) + 1
+}
+
+// depthOf returns how many of the blocks on the way lie above a path.
+func (s *selectorWalk) depthOf(path datamodel.Path) int {
+	n := len(s.way)
+	for n > 0 && !above(s.way[n-1], path) {
+		n--
+	}
+	return n
+}
+
+// above says whether a path leads on from another one.
+func above(a, b datamodel.Path) bool {
+	as, bs := a.Segments(), b.Segments()
+	return len(as) < len(bs) && slices.EqualFunc(as, bs[:len(as)], datamodel.PathSegment.Equals)
+}
+
+// decoder returns the decoder of a link's codec. Whether there is one matters only once
+// the block is there: a link may be to what is none.
 func (s *selectorWalk) decoder(l datamodel.Link) (codec.Decoder, error) {
 	c, err := links.Cid(l)
 	if err != nil {
 		return nil, err
 	}
 	code := multicodec.Code(c.Prefix().Codec)
-	if decode, _ := decoderOf(code, s.opts.MaxBlockSize); decode == nil {
-		if !s.opts.UnknownAsLeaf {
-			return nil, s.end(wrap(step{c, 0}, "", unknownCodec(code)))
-		}
-		decode, _ = decoderOf(multicodec.Raw, 0)
-		return decode, nil
-	}
 	return func(na datamodel.NodeAssembler, r io.Reader) error {
 		n := s.opts.MaxBlockSize
 		if sized, ok := r.(interface{ Len() int }); ok {
 			n = sized.Len()
 		}
-		decode, _ := decoderOf(code, n)
-		if err := decode(na, r); err != nil {
-			return s.end(wrap(step{c, 0}, "", fmt.Errorf("%w: %s: %w", ErrMalformed, code, err)))
+		decode, _ := s.opts.decoderOf(code, n)
+		if decode == nil && s.opts.isLeaf(c) {
+			decode, _ = new(Options).decoderOf(multicodec.Raw, 0)
 		}
-		return nil
+		why := error(nil)
+		if decode == nil {
+			why = unknownCodec(code)
+		} else if err := decode(na, r); err != nil {
+			why = fmt.Errorf("%w: %s: %w", ErrMalformed, code, err)
+		}
+		if why != nil {
+			s.waits = nil
+			return s.end(wrap(step{c, s.at.depth}, s.path.String(), why))
+		}
+		return s.write()
 	}, nil
 }
 
-// open loads a block, checks it, and writes it.
+// open loads a block and checks it. It is written once it is decoded.
 func (s *selectorWalk) open(lc linking.LinkContext, l datamodel.Link) (io.Reader, error) {
 	c, err := links.Cid(l)
 	if err != nil {
 		return nil, err
 	}
-	at := step{c, len(lc.LinkPath.Segments())}
+	if err := s.write(); err != nil { // of a reifier that took the bytes as they were
+		return nil, err
+	}
+	root := !s.begun
+	s.begun = true
+	s.at, s.path = step{cid: c}, lc.LinkPath
+	if !root {
+		s.at.depth = s.enter(lc.LinkPath)
+	}
 	s.cw.res.Links++
 	if data, ok := cids.Identity(c); ok {
 		return bytes.NewReader(data), nil
 	}
 	var block []byte
 	err = s.src.View(s.ctx, c, func(data []byte) error {
-		if err := s.cw.check(c, data, at.depth); err != nil {
+		if err := s.cw.check(c, data, s.at.depth); err != nil {
 			return err
 		}
 		block = slices.Clone(data) // nodes keep it
@@ -184,18 +259,24 @@ func (s *selectorWalk) open(lc linking.LinkContext, l datamodel.Link) (io.Reader
 	case err == nil && block == nil:
 		err = errNoBlock
 	case err == nil:
-		return bytes.NewReader(block), s.write(c, block, at.depth)
-	case ipld.IsNotFound(err) && s.opts.SkipMissing && at.depth > 0:
+		s.waits = block
+		return bytes.NewReader(block), nil
+	case ipld.IsNotFound(err) && s.opts.SkipMissing && !root && lc.LinkNode != nil:
 		s.cw.res.Missing++
+		s.missing = wrap(s.at, lc.LinkPath.String(), err)
 		return nil, traversal.SkipMe{}
 	case s.ctx.Err() != nil:
 		return nil, s.ctx.Err()
 	}
-	return nil, s.end(wrap(at, lc.LinkPath.String(), err))
+	return nil, s.end(wrap(s.at, lc.LinkPath.String(), err))
 }
 
-// write writes a block, unless that was done.
-func (s *selectorWalk) write(c cid.Cid, block []byte, depth int) error {
+// write writes the block that waits, unless it was written before.
+func (s *selectorWalk) write() error {
+	block, c := s.waits, s.at.cid
+	if s.waits = nil; block == nil {
+		return nil
+	}
 	if s.seen != nil {
 		k := c.KeyString()
 		if _, ok := s.seen[k]; ok {
@@ -203,8 +284,43 @@ func (s *selectorWalk) write(c cid.Cid, block []byte, depth int) error {
 		}
 		s.seen[k] = struct{}{}
 	}
-	if err := s.cw.section(c, block, depth); err != nil {
+	if err := s.cw.section(c, block, s.at.depth); err != nil {
 		return s.end(err)
+	}
+	return nil
+}
+
+// checkReifiers says which ADL a selector asks for that nobody gave.
+func checkReifiers(sel datamodel.Node, known map[string]linking.NodeReifier) error {
+	switch sel.Kind() {
+	case datamodel.Kind_Map:
+		for it := sel.MapIterator(); !it.Done(); {
+			k, v, err := it.Next()
+			if err != nil {
+				return err
+			}
+			if key, _ := k.AsString(); key == selector.SelectorKey_ExploreInterpretAs && v.Kind() == datamodel.Kind_Map {
+				if as, err := v.LookupByString(selector.SelectorKey_As); err == nil {
+					name, err := as.AsString()
+					if _, ok := known[name]; err == nil && !ok {
+						return fmt.Errorf("it wants %q: give its reifier in Options.Reifiers", name)
+					}
+				}
+			}
+			if err := checkReifiers(v, known); err != nil {
+				return err
+			}
+		}
+	case datamodel.Kind_List:
+		for it := sel.ListIterator(); !it.Done(); {
+			_, v, err := it.Next()
+			if err != nil {
+				return err
+			}
+			if err := checkReifiers(v, known); err != nil {
+				return err
+			}
+		}
 	}
 	return nil
 }
