@@ -150,7 +150,7 @@ func TestFailureStories(t *testing.T) {
 }
 
 // TestRecoverImmediately: the handler of the failure channel tries each shard as
-// often as it was told to, and no more; its end is told.
+// often as it was told to, at once and then with pauses, and no more; its end is told.
 func TestRecoverImmediately(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		const shards, attempts = 16, 10
@@ -167,9 +167,22 @@ func TestRecoverImmediately(t *testing.T) {
 			}
 		}
 		n := make(map[dagstore.OpType]int)
-		for _, tr := range traces(ch) {
-			n[tr.Op]++
+		count := func() {
+			for _, tr := range traces(ch) {
+				n[tr.Op]++
+			}
 		}
+		if count(); n[dagstore.OpShardRecover] != shards {
+			t.Errorf("%d attempts at once, want one for each of %d shards", n[dagstore.OpShardRecover], shards)
+		}
+		for range 4 { // the pauses before the second and the third, and not before the fifth
+			pass(time.Second)
+		}
+		if count(); n[dagstore.OpShardRecover] < 2*shards || n[dagstore.OpShardRecover] > 3*shards {
+			t.Errorf("%d attempts within four seconds of %d shards", n[dagstore.OpShardRecover], shards)
+		}
+		pass(time.Hour)
+		count()
 		want := map[dagstore.OpType]int{
 			dagstore.OpShardRegister: shards, dagstore.OpShardInitialize: shards,
 			dagstore.OpShardFail: shards * (1 + attempts), dagstore.OpShardRecover: shards * attempts,

@@ -123,6 +123,15 @@ type Config struct {
 	TraceCh chan<- Trace
 	// FailureCh hears of every failure of a shard, in the same manner.
 	FailureCh chan<- ShardResult
+	// OnTrace and OnFailure are called with what TraceCh and FailureCh hear, one at a
+	// time and in order, beside the event loop: they may take their time, and miss what
+	// comes when 4,096 wait, which Metrics counts. They must not call Close.
+	OnTrace   func(Trace)
+	OnFailure func(ShardResult)
+	// GCInterval is how often GC is run of itself, about; 0: never. Followers run none.
+	GCInterval time.Duration
+	// Recovery has shards that fail recovered of themselves; nil does not.
+	Recovery *RecoveryPolicy
 	// MaxConcurrentIndex bounds concurrent scans. 0 means 1,024.
 	MaxConcurrentIndex int
 	// MaxConcurrentReadyFetches bounds concurrent fetches from mounts that report
@@ -266,6 +275,7 @@ type DAGStore struct {
 	views       *projection.Runner // feeds all views; nil before Start
 	tail        *tail              // set if another process writes
 	health      health
+	healer      *recoverer // recovers what fails, if Config.Recovery says so
 	loop        *eventLoop
 	courier     *courier
 	traces      *bridge[Trace]
@@ -339,6 +349,7 @@ func newStore(cfg Config, t *tail) (*DAGStore, error) {
 	d.courier = newCourier()
 	d.traces = newBridge(cfg.TraceCh)
 	d.fails = newBridge(cfg.FailureCh)
+	d.listen()
 	d.loop = newEventLoop(d)
 	return d, nil
 }
@@ -365,6 +376,7 @@ func (d *DAGStore) Start(ctx context.Context) error {
 	d.loop.start()
 	if d.tail == nil {
 		d.resume()
+		d.startTimers()
 	}
 	d.views.Start()
 	if r, ok := d.top.Load().entries.(*runEntries); ok {
@@ -497,8 +509,9 @@ func (d *DAGStore) Close() error {
 	}
 	d.waitForJobs(d.cfg.CloseTimeout - time.Since(began))
 	d.courier.close()
-	d.traces.close()
-	d.fails.close()
+	if traces, fails := d.traces.close(d.cfg.CloseTimeout), d.fails.close(d.cfg.CloseTimeout); !traces || !fails {
+		d.log.Warn("close: Config.OnTrace or Config.OnFailure does not return; its goroutine is left behind", "waited", d.cfg.CloseTimeout)
+	}
 	err = errors.Join(err, d.journal.Close())
 	close(d.closed)
 	return err

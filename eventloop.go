@@ -68,7 +68,9 @@ type eventLoop struct {
 	idle     idleList
 	revive   pool
 	slow     pool
-	overdues int // probes and opens that go on without a slot
+	// initialising: the acquire that is being stepped is of nobody's making.
+	initialising bool
+	overdues     int // probes and opens that go on without a slot
 
 	seq      uint64    // of the last event given to the journal
 	startSeq uint64    // ... when the store started
@@ -127,7 +129,7 @@ func newEventLoop(d *DAGStore) *eventLoop {
 		clock: func() int64 { return time.Now().UnixNano() },
 	}
 	e.mu.room = make(chan struct{})
-	e.out.Trace = d.cfg.TraceCh != nil
+	e.out.Trace = d.traces.wanted()
 	if d.tail != nil {
 		e.failed = ErrFollower
 		e.net.SetReadOnly(e.clock(), 0)
@@ -364,6 +366,10 @@ func (e *eventLoop) feed(in *input) {
 	}
 	if in.done != nil {
 		e.finishJob(lv, in)
+	}
+	if in.req != nil && in.req.initialise {
+		e.initialise(lv, in.req)
+		return
 	}
 	fi := &e.in
 	*fi = fsm.Input{Trigger: in.trig, Time: e.now}

@@ -326,7 +326,7 @@ type Metrics struct {
 // Metrics returns the store's counters.
 func (d *DAGStore) Metrics() Metrics {
 	m := Metrics{
-		Undelivered: d.courier.waiting(), TracesDropped: d.traces.dropped.Load(), FailuresDropped: d.fails.dropped.Load(),
+		Undelivered: d.courier.waiting(), TracesDropped: d.traces.missed(), FailuresDropped: d.fails.missed(),
 		ListingsCut: d.listingsCut.Load(),
 	}
 	if d.phase.Load() == phaseRunning {

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"path/filepath"
+	"time"
 
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/fsio"
@@ -58,6 +59,33 @@ func WithCheckpoints(p projection.CheckpointPolicy) Option {
 // WithRetention says how much of the journal is kept.
 func WithRetention(r projection.Retention) Option {
 	return func(c *openConfig) error { c.Retention = r; return nil }
+}
+
+// WithGC runs [DAGStore.GC] every so often, give or take a tenth.
+func WithGC(interval time.Duration) Option {
+	return func(c *openConfig) error {
+		if interval <= 0 {
+			return fmt.Errorf("GC every %s: an interval is more than 0", interval)
+		}
+		c.GCInterval = interval
+		return nil
+	}
+}
+
+// WithRecovery has shards that fail recovered of themselves, with pauses.
+func WithRecovery(p RecoveryPolicy) Option {
+	return func(c *openConfig) error { c.Recovery = &p; return nil }
+}
+
+// WithTrace has f called with every operation, beside the event loop: see Config.OnTrace.
+func WithTrace(f func(Trace)) Option {
+	return func(c *openConfig) error { c.OnTrace = f; return nil }
+}
+
+// WithFailures has f called with every failure of a shard, beside the event loop: see
+// Config.OnFailure.
+func WithFailures(f func(ShardResult)) Option {
+	return func(c *openConfig) error { c.OnFailure = f; return nil }
 }
 
 // withFS puts everything on another file system, for tests.

@@ -94,6 +94,7 @@ type request struct {
 	sync bool
 
 	noDownload bool
+	initialise bool // a Recover that only wants the shard initialised
 	holder     Holder
 	destroy    DestroyOpts
 	patience   *time.Timer // ends the waiting of a destruction that was not told to

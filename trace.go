@@ -41,6 +41,9 @@ type Trace struct {
 
 // trace passes on an operation that the machine labelled.
 func (e *eventLoop) trace(lv *live, t *fsm.Traced) {
+	if e.initialising && OpType(t.Op) == OpShardAcquire {
+		return
+	}
 	refs := t.Refs
 	if refs == 0 && t.Parked > 0 {
 		refs = 1
