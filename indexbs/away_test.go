@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -460,5 +461,32 @@ func TestOf(t *testing.T) {
 	}
 	if _, err := indexbs.Of(d, indexbs.Options{}, indexbs.Options{}); err == nil {
 		t.Error("two sets of options")
+	}
+}
+
+// TestGCNamesTheBlockstore: the copy of a shard that was read once stays while its accessor
+// is kept for later, and GC says that it does; asked to, it has it let go.
+func TestGCNamesTheBlockstore(t *testing.T) {
+	d := must(dagstore.Open(t.Context(), t.TempDir(), dagstore.WithMount("fs", &mount.FSMount{FS: testdata.FS})))
+	defer d.Close()
+	a := shard.KeyFromString("a")
+	if _, err := d.RegisterShardSync(t.Context(), a, &mount.FSMount{FS: testdata.FS, Path: testdata.FSPathCarV1}, dagstore.RegisterOpts{}); err != nil {
+		t.Fatal(err)
+	}
+	bs := must(indexbs.Of(d))
+	defer bs.Close()
+	if _, err := bs.Get(t.Context(), testdata.RootCID); err != nil {
+		t.Fatal(err)
+	}
+	res := must(d.GC(t.Context()))
+	if !strings.Contains(res.InUse[a], "1 of the index-backed blockstore") || res.Reclaimed != 0 {
+		t.Errorf("%+v", res)
+	}
+	res = must(d.GCWith(t.Context(), dagstore.GCOptions{AskHolders: true}))
+	if len(res.InUse) != 0 || res.Reclaimed != uint64(len(testdata.CarV1)) || bs.Stats().OpenNow != 0 {
+		t.Errorf("with holders asked: %+v, %d open", res, bs.Stats().OpenNow)
+	}
+	if _, err := bs.Get(t.Context(), testdata.RootCID); err != nil {
+		t.Errorf("and it is fetched again: %v", err)
 	}
 }

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/ipfs/go-cid"
+	boxo "github.com/ipfs/boxo/blockstore"
 
 	"github.com/dagstore/dagstore"
 	"github.com/dagstore/dagstore/indexbs"
@@ -19,12 +19,10 @@ import (
 	"github.com/dagstore/dagstore/testdata"
 )
 
-// allKeysChanWithErrer is boxo's.
-type allKeysChanWithErrer interface {
-	AllKeysChanWithErr(ctx context.Context) (<-chan cid.Cid, func() error, error)
-}
-
-var _ allKeysChanWithErrer = (*indexbs.IndexBackedBlockstore)(nil)
+var (
+	_ boxo.AllKeysChanWithErrer = (*indexbs.IndexBackedBlockstore)(nil)
+	_ boxo.AllKeysChanWithErrer = (*dagstore.ShardBlockstore)(nil)
+)
 
 // TestAllKeys: the keys of all shards are listed, and a listing that lacks some says so:
 // because an index cannot be read, or the context or the blockstore ended. What can be
@@ -118,5 +116,37 @@ func TestAllKeys(t *testing.T) {
 	}
 	if !strings.Contains(logged.String(), "not whole") {
 		t.Errorf("not logged: %s", logged.String())
+	}
+}
+
+// TestBloomFilterStaysOff: boxo's Bloom filter, which says that what it was not told of is
+// not there, is used over all shards whose indices can be read, and stays off if one
+// cannot. Proves A7, A1.
+func TestBloomFilterStaysOff(t *testing.T) {
+	dir := t.TempDir()
+	d := must(dagstore.Open(t.Context(), dir, dagstore.WithLogger(slog.New(slog.DiscardHandler))))
+	defer d.Close()
+	if _, err := d.RegisterShardSync(t.Context(), shard.KeyFromString("a"), &mount.BytesMount{Bytes: testdata.CarV1}, dagstore.RegisterOpts{}); err != nil {
+		t.Fatal(err)
+	}
+	bs := must(indexbs.Of(d))
+	defer bs.Close()
+	opts := boxo.CacheOpts{HasBloomFilterSize: 1 << 10, HasBloomFilterHashes: 4}
+	for _, damaged := range []bool{false, true} {
+		if damaged {
+			if err := os.Truncate(must(filepath.Glob(filepath.Join(dir, "index", "*.idx")))[0], 100); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cached := must(boxo.CachedBlockstore(t.Context(), bs, opts))
+		filter := cached.(boxo.BloomCacheStatus)
+		if err := filter.Wait(t.Context()); (err != nil) != damaged || filter.BloomActive() == damaged {
+			t.Errorf("damaged: %t; the filter is on: %t, %v", damaged, filter.BloomActive(), err)
+		}
+		for c := range sampleBlocks(t, testdata.CarV1) {
+			if has, err := cached.Has(t.Context(), c); err != nil || !has {
+				t.Fatalf("damaged: %t; Has(%s) = %t, %v", damaged, c, has, err)
+			}
+		}
 	}
 }
