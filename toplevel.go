@@ -44,6 +44,14 @@ type topLevel struct {
 		added map[uint64]contentTag
 	}
 	lacking lacking
+
+	// replay says, of events up to a sequence number, which a start applies again because
+	// the mark did not pass them, whether their entries are there all the same. Only who
+	// applies uses it.
+	replay struct {
+		to    uint64
+		holds func(*projection.Record) (bool, error)
+	}
 }
 
 // contentTag stands for what a shard holds: a part of the digest of its index.
@@ -195,6 +203,9 @@ func (t *topLevel) apply(e *shard.Event) error {
 		if rec == nil || rec.Gen() != e.Gen {
 			return nil // there are later events of the key
 		}
+		if held, err := t.heldBefore(e, rec); held || err != nil {
+			return err
+		}
 		return t.enter(t.d.ctx, rec)
 	case shard.EventDestroyed:
 		t.has(e.Key, e.Gen)
@@ -204,6 +215,21 @@ func (t *topLevel) apply(e *shard.Event) error {
 		t.entries.forget()
 	}
 	return nil
+}
+
+// heldBefore says whether the entries of an event that is applied again are there. A mark
+// that stood still for a long time would have every index read again without it.
+func (t *topLevel) heldBefore(e *shard.Event, rec *projection.Record) (held bool, err error) {
+	if e.Seq > t.replay.to {
+		t.replay.holds = nil
+		return false, nil
+	}
+	if t.replay.holds == nil {
+		if t.replay.holds, err = t.entries.holding(t.d.ctx); err != nil {
+			return false, err
+		}
+	}
+	return t.replay.holds(rec)
 }
 
 // wasAdded says, once, that a job has added the entries of a generation's content.

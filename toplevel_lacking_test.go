@@ -23,9 +23,11 @@ import (
 type unreadableRepo struct {
 	*index.FSIndexRepo
 	broken atomic.Bool
+	opened atomic.Int64
 }
 
 func (r *unreadableRepo) OpenIndex(k shard.Key, gen uint64) (*index.ShardIndex, error) {
+	r.opened.Add(1)
 	if r.broken.Load() {
 		return nil, &os.PathError{Op: "open", Path: k.String(), Err: syscall.EMFILE}
 	}
@@ -191,4 +193,50 @@ func TestIndexUnreadableForAMoment(t *testing.T) {
 			t.Errorf("then the view says: %v, %v", f.Err, err)
 		}
 	})
+}
+
+// TestMarkStandsStill: while one shard is lacking, the mark of the top-level index does not
+// move. Starts apply the events behind it again, and read no index of a shard whose
+// entries are there.
+func TestMarkStandsStill(t *testing.T) {
+	dir := t.TempDir()
+	d, _ := openFlaky(t, dir, false)
+	held := registerSome(t, d, 1)
+	if _, err := d.WaitFor(background, dagstore.TopLevelView, dagstore.Latest()); err != nil {
+		t.Fatal(err)
+	}
+	closeStore(t, d) // which makes the mark durable
+	d, _ = openFlaky(t, dir, false)
+	car, cids := makeCAR(randomBlocks(49, 70, 50)...)
+	register(t, d, key("lost"), &mount.BytesMount{Bytes: car})
+	held[key("lost")] = cids
+	dir = killed(t, dir) // with its entries in memory only
+	d, _ = openFlaky(t, dir, true)
+	for i := range 20 {
+		car, cids := makeCAR(randomBlocks(uint64(50+i), 70, 50)...)
+		k := key("later %d", i)
+		register(t, d, k, &mount.BytesMount{Bytes: car})
+		held[k] = cids
+	}
+	closeStore(t, d)
+	d, r := openFlaky(t, dir, true)
+	if _, err := d.WaitFor(background, dagstore.TopLevelView, dagstore.Latest()); err != nil {
+		t.Fatal(err)
+	}
+	if n := r.opened.Load(); n == 0 || n > 10 {
+		t.Errorf("a start tried to open %d indices; one shard is lacking", n)
+	}
+	closeStore(t, d)
+	d, r = openFlaky(t, dir, false)
+	if !findsAll(t, d, held) {
+		t.Error("blocks are missing")
+	}
+	if n := r.opened.Load(); n == 0 || n > 10 {
+		t.Errorf("a start opened %d indices; one shard was lacking", n)
+	}
+	closeStore(t, d)
+	d, r = openFlaky(t, dir, false)
+	if !findsAll(t, d, held) || r.opened.Load() > 0 {
+		t.Errorf("the next start opened %d indices", r.opened.Load())
+	}
 }

@@ -65,6 +65,7 @@ func (r *runEntries) serve(t *topLevel) {
 	if p, ok := r.d.journal.(journal.Positioner); ok {
 		if at, err := p.PositionAt(pos.Seq); err == nil && at == pos {
 			t.pos.Store(&pos)
+			t.replay.to = r.d.journal.Head().Seq
 		}
 	}
 }
