@@ -4,10 +4,16 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"io/fs"
+	"maps"
 	"net/url"
+	"path/filepath"
 	"reflect"
+	"strings"
 	"testing"
 
 	blocks "github.com/ipfs/go-block-format"
@@ -447,4 +453,114 @@ func TestCompatUse(t *testing.T) {
 	if _, err := c.Fetch(t.Context()); err != nil || c.Count() != 1 {
 		t.Errorf("counting mount counts %d, %v", c.Count(), err)
 	}
+}
+
+// predecessorTest is one of the tests that the predecessor has at v0.7.0, and the test here
+// that holds the store to the same behaviour.
+type predecessorTest struct {
+	name string // there, with its package
+	here string // here
+	how  outcome
+	why  string // it differs
+}
+
+type outcome int
+
+const (
+	// same: the test passes here as it is, but for the import paths.
+	same outcome = iota
+	// documented: it passes once it expects what is documented.
+	documented
+	// onPurpose: it asserts what is a fault of the predecessor's, or not to be had.
+	onPurpose
+	// notRun: it is skipped there, or is about the inside only.
+	notRun
+)
+
+var predecessorTests = []predecessorTest{
+	{".TestDestroyShard", ".TestPredecessorDestroy", documented, "the error is ErrShardInUse and says who holds the shard, in other words"},
+	{".TestDestroyAcrossRestart", ".TestPredecessorDestroy", documented, "the datastore holds a journal and not a record for each shard"},
+	{".TestRegisterUsingExistingTransient", ".TestPredecessorRegister", same, ""},
+	{".TestRegisterWithaNilResponseChannel", ".TestPredecessorRegister", same, ""},
+	{".TestRegisterCarV1", ".TestPredecessorRegister", same, ""},
+	{".TestRegisterCarV2", ".TestPredecessorRegister", same, ""},
+	{".TestRegisterConcurrentShards", ".TestConcurrentUse", same, ""},
+	{".TestAcquireInexistentShard", ".TestAcquireBeforeRegistered", same, ""},
+	{".TestAcquireAfterRegisterWait", ".TestTraceStories", same, ""},
+	{".TestConcurrentAcquires", ".TestPredecessorAcquires", same, ""},
+	{".TestRestartRestoresState", ".TestPredecessorRestart", documented, "the datastore holds a journal and not a record for each shard"},
+	{".TestRestartResumesRegistration", ".TestRestartResumes", same, ""},
+	{".TestGC", ".TestGCLeavesWhatIsUsed", same, ""},
+	{".TestOrphansRemovedOnStartup", ".TestF18ForeignFiles", onPurpose, "a file that the store did not make is never removed"},
+	{".TestLazyInitialization", ".TestLazyFetchedOnce", same, ""},
+	{".TestThrottleFetch", ".TestThrottledFetches", same, ""},
+	{".TestIndexingFailure", ".TestFailureStories", same, ""},
+	{".TestFailureRecovery", ".TestRecoverImmediately", same, ""},
+	{".TestRecoveryOnStart", ".TestRecoverOnStart", same, ""},
+	{".TestFailingAcquireErrorPropagates", ".TestFailedFetchTellsAll", documented, "the text says what the file is in other words"},
+	{".TestTransientReusedOnRestart", ".TestPredecessorRestart", same, ""},
+	{".TestAcquireFailsWhenIndexGone", ".TestF20MissingIndex", onPurpose, "an index that is lost is made again, and the acquire succeeds"},
+	{".TestBlockCallback", ".TestF11UnreadChannels", notRun, "it is skipped there"},
+	{".TestWaiterContextCancelled", ".TestContextEnds", notRun, "it calls what the store has inside"},
+	{".TestAcquireContextCancelled", ".TestPredecessorCancelledAcquires", same, ""},
+	{".TestMmap", ".TestF14OutlivedHandle", onPurpose, "a file is mapped while its blocks are in memory and are asked for again, not because it is open"},
+	{".TestShardStates", ".TestCompatValues", same, ""},
+	{"shard.TestKeyMarshalJSON", "shard.TestKeys", same, ""},
+	{"throttle.TestThrottler", "throttle.TestFixedBound", same, ""},
+	{"index.TestFSRepo", "index.TestFSRepo", documented, "IndexSorted, which cannot be iterated, is refused; the size is that of the file here"},
+	{"index.TestFSRepoVersions", "index.TestPredecessorsFiles", documented, "the version is in each file; the predecessor's version file is read and never written"},
+	{"index.TestFSRepoLoadFromDisk", "index.TestFSRepo", documented, "IndexSorted, which cannot be iterated, is refused"},
+	{"index.TestMemIndexRepo", "index.TestMemoryRepo", documented, "IndexSorted, which cannot be iterated, is refused"},
+	{"index.TestDatastoreIndexEmpty", "index.TestDatastoreInverted", same, ""},
+	{"index.TestLevelDBBatch", "compat.TestInvertedOverLevelDB", same, ""},
+	{"index.TestDatastoreIndex", "index.TestDatastoreInverted", same, ""},
+	{"mount.TestUpgrade", "mount.TestUpgraderInitial", same, ""},
+	{"mount.TestUpgraderDeduplicatesRemote", "mount.TestUpgraderCompat", same, ""},
+	{"mount.TestUpgraderFetchAndCopyThrottle", "mount.TestUpgraderThrottle", onPurpose, "a source that ends before the size that it states is cut off, and no copy"},
+	{"mount.TestRegistry", "mount.TestRegistryRefuses", onPurpose, "a type may have several schemes"},
+	{"mount.TestRegistryHonoursTemplate", "mount.TestRegistryTemplates", same, ""},
+	{"mount.TestRegistryRecognizedType", "mount.TestRegistryTemplates", same, ""},
+	{"mount.TestFileMount", "mount.TestURLRoundTrip", documented, "the path is the URL's path; a host cannot hold every path"},
+	{"indexbs.TestIndexBackedBlockstore", "indexbs.TestOverStore", same, ""},
+	{"indexbs.TestIndexBackedBlockstoreFuzz", "indexbs.TestStress", documented, "a mount whose type is not registered is refused, as it could not be found again"},
+}
+
+// TestPredecessorsTests: each of the predecessor's 45 tests is a test here.
+func TestPredecessorsTests(t *testing.T) {
+	seen, n := make(map[string]bool), make(map[outcome]int)
+	for _, p := range predecessorTests {
+		if n[p.how]++; seen[p.name] || (p.how == same) != (p.why == "") {
+			t.Errorf("%s: twice, or without a reason: %+v", p.name, p)
+		}
+		seen[p.name] = true
+		dir, name, _ := strings.Cut(p.here, ".")
+		if !tests(t, dir)[name] {
+			t.Errorf("%s: there is no test %s", p.name, p.here)
+		}
+	}
+	if want := (map[outcome]int{same: 28, documented: 10, onPurpose: 5, notRun: 2}); !maps.Equal(n, want) {
+		t.Errorf("outcomes %v, want %v", n, want)
+	}
+}
+
+// tests are the names of the tests in a directory.
+func tests(t *testing.T, dir string) map[string]bool {
+	t.Helper()
+	files, err := filepath.Glob(filepath.Join(".", dir, "*_test.go"))
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%q: no tests: %v", dir, err)
+	}
+	all := make(map[string]bool)
+	for _, file := range files {
+		parsed, err := parser.ParseFile(token.NewFileSet(), file, nil, parser.SkipObjectResolution)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, d := range parsed.Decls {
+			if f, ok := d.(*ast.FuncDecl); ok && f.Recv == nil {
+				all[f.Name.Name] = true
+			}
+		}
+	}
+	return all
 }

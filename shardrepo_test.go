@@ -96,6 +96,7 @@ type repoWorld struct {
 	dir     string
 	idxDir  string
 	repo    dagstore.ShardRepo
+	base    ds.Datastore // if there is no repo
 	fetched atomic.Int32
 	d       *dagstore.DAGStore
 }
@@ -129,7 +130,7 @@ func (w *repoWorld) start() *dagstore.DAGStore {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.d = start(w.t, dagstore.Config{TransientsDir: w.dir, ShardRepo: w.repo, IndexRepo: idx, MountRegistry: r})
+	w.d = start(w.t, dagstore.Config{TransientsDir: w.dir, ShardRepo: w.repo, Datastore: w.base, IndexRepo: idx, MountRegistry: r})
 	return w.d
 }
 
