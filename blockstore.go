@@ -70,6 +70,20 @@ func (b *ShardBlockstore) locate(c cid.Cid, m string, checked bool) (location, e
 	return loc, nil
 }
 
+// locateInMemory is locate for as long as nothing has to be waited for. known is false
+// otherwise, and whenever something is not as it should be: then locate says what.
+func (b *ShardBlockstore) locateInMemory(c cid.Cid, m string) (loc location, known bool, err error) {
+	h := b.sa.h
+	loc, found, known, err := h.index.findInMemory(h.r, m)
+	switch {
+	case err != nil || !known || found && h.outside(loc.data, loc.size) != nil:
+		return loc, false, nil
+	case !found:
+		return loc, true, ipld.ErrNotFound{Cid: c}
+	}
+	return loc, true, nil
+}
+
 // read reads a block, which is as long as p, into it, and checks it. If it is rotten, or
 // cannot be read, and the file holds it once more, what is returned is that copy.
 func (b *ShardBlockstore) read(c cid.Cid, m string, loc location, p []byte) ([]byte, error) {

@@ -38,6 +38,9 @@ type finder interface {
 	// places calls yield for every place of a block, until that returns false. What lies
 	// there is to be checked.
 	places(r io.ReaderAt, m string, yield func(location) bool) error
+	// findInMemory is find, unchecked, of what is known to be in memory. known is false if
+	// there is more to be waited for than that is worth: then find finds it.
+	findInMemory(r io.ReaderAt, m string) (loc location, found, known bool, err error)
 	forEach(func(mh.Multihash, uint64) error) error
 	// payloadEnd is where the CARv1 payload ends in the source.
 	payloadEnd() int64
@@ -305,6 +308,19 @@ func (f *shardFinder) places(r io.ReaderAt, m string, yield func(location) bool)
 	})
 }
 
+func (f *shardFinder) findInMemory(r io.ReaderAt, m string) (loc location, found, known bool, err error) {
+	if !f.x.SizesKnown() {
+		loc, found, err = f.find(r, m, false) // the source is asked besides
+		return loc, found, true, err
+	}
+	e, found, known, err := f.x.FindInMemory(m)
+	if err != nil || !found {
+		return location{}, false, known, err
+	}
+	loc, err = f.at(r, m, e)
+	return loc, err == nil, true, err
+}
+
 func (f *shardFinder) payloadEnd() int64 {
 	if f.layout != nil {
 		return int64(f.layout.DataOffset + f.layout.DataSize)
@@ -464,6 +480,11 @@ func (f *carFinder) places(r io.ReaderAt, m string, yield func(location) bool) e
 		loc, err := sectionAt(r, f.layout, offset, m)
 		return err != nil || yield(loc)
 	})
+}
+
+func (f *carFinder) findInMemory(r io.ReaderAt, m string) (loc location, found, known bool, err error) {
+	loc, found, err = f.find(r, m, false)
+	return loc, found, true, err
 }
 
 func (f *carFinder) payloadEnd() int64 { return int64(f.layout.DataOffset + f.layout.DataSize) }

@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/dagstore/dagstore/internal/carscan"
 	"github.com/dagstore/dagstore/internal/cids"
+	"github.com/dagstore/dagstore/internal/mapped"
 )
 
 const (
@@ -34,10 +36,11 @@ const (
 // spares reads, not in the order of cids. An error of fn ends ViewMany and is returned
 // as it is; otherwise the error is that of the whole: of ctx, or ErrClosed.
 //
-// Blocks that lie close to each other are read together. Blocks that are asked for in
+// Blocks that lie close to each other are read together. If a disk or a network has to be
+// waited for, several are looked up and read at a time. Blocks that are asked for in
 // the order of the file, as an export or a walk does, are not even looked up: each
 // section names its block. It takes 24 bytes a CID, and a buffer of 128 KiB or of the
-// largest block.
+// largest block; sixteen of them while it waits.
 func (b *ShardBlockstore) ViewMany(ctx context.Context, cids []cid.Cid, fn func(i int, data []byte, err error) error) error {
 	buf := viewBuffers.Get().(*[]byte)
 	defer func() {
@@ -90,16 +93,27 @@ func (b *ShardBlockstore) readMany(ctx context.Context, cids []cid.Cid, span int
 	if err := r.inOrder(); err != nil {
 		return err
 	}
+	if err := r.findLater(); err != nil {
+		return err
+	}
 	slices.SortFunc(r.later, func(x, y wanted) int {
 		return cmp.Or(cmp.Compare(x.loc.data, y.loc.data), cmp.Compare(x.i, y.i))
 	})
-	for len(r.later) > 0 {
-		if err := r.nextSpan(); err != nil {
+	for spans := 0; len(r.later) > 0; spans++ {
+		// Looking at the clock costs as much as a small read of memory.
+		waited, err := r.nextSpan(spans%lookEvery == 0)
+		if err != nil {
 			return err
+		}
+		if waited {
+			return r.overlapped()
 		}
 	}
 	return nil
 }
+
+// lookEvery is one of how many spans that are read is timed.
+const lookEvery = 8
 
 // manyReader is one ViewMany or GetMany.
 type manyReader struct {
@@ -110,8 +124,13 @@ type manyReader struct {
 	alloc func(int) []byte
 	fn    func(int, []byte, error) error
 	row   row
+	cold  []int    // to be found yet: the index is not in memory there
 	later []wanted // found in the index and not served yet
 }
+
+// coldInRow is how many blocks one after another are looked up though the index has to be
+// waited for: two that begin a row spare all others of it the same.
+const coldInRow = 2
 
 // wanted is a block that was found in the index.
 type wanted struct {
@@ -146,7 +165,7 @@ const rowStart = 4 << 10
 // the next block wanted is expected in the next section; whether it is there is what
 // the section's CID says, and that is what the index was made from.
 func (r *manyReader) inOrder() error {
-	last := wanted{i: -1}
+	last, patience := wanted{i: -1}, coldInRow
 	for i, c := range r.cids {
 		if i%aliveEvery == aliveEvery-1 { // what is not there reads nothing, which would ask
 			if err := r.alive(); err != nil {
@@ -172,7 +191,14 @@ func (r *manyReader) inOrder() error {
 		if served {
 			continue
 		}
-		loc, err := r.b.locate(c, m, false)
+		loc, known, err := r.b.locateInMemory(c, m)
+		if !known {
+			if patience--; patience < 0 {
+				r.cold, last = append(r.cold, i), wanted{i: -1}
+				continue
+			}
+			loc, err = r.b.locate(c, m, false)
+		}
 		if err != nil {
 			if err := r.fn(i, nil, err); err != nil {
 				return err
@@ -185,9 +211,44 @@ func (r *manyReader) inOrder() error {
 			if served, err = r.serveRow(w, m); err != nil {
 				return err
 			}
+			patience = coldInRow
 		}
 		if last = w; !served {
 			r.later = append(r.later, w)
+		}
+	}
+	return nil
+}
+
+// findLater looks up what has to be waited for, several at a time and in the order of the
+// index.
+func (r *manyReader) findLater() error {
+	if len(r.cold) == 0 {
+		return nil
+	}
+	mhs := make([]string, len(r.cold))
+	for k, i := range r.cold {
+		mhs[k] = cids.Multihash(r.cids[i])
+	}
+	slices.Sort(mhs)
+	h := r.b.sa.h
+	mapped.Overlap(len(mhs), func(k int) bool {
+		defer func() { _ = recover() }()           // the next look panics where it may
+		_, _, _ = h.index.find(h.r, mhs[k], false) // it is in memory then, or the next says why not
+		return r.alive() == nil
+	})
+	for _, i := range r.cold {
+		if err := r.alive(); err != nil {
+			return err
+		}
+		c := r.cids[i]
+		loc, err := r.b.locate(c, cids.Multihash(c), false)
+		if err == nil {
+			r.later = append(r.later, wanted{i, loc})
+			continue
+		}
+		if err := r.fn(i, nil, err); err != nil {
+			return err
 		}
 	}
 	return nil
@@ -262,12 +323,9 @@ func (r *manyReader) alive() error {
 	return r.ctx.Err()
 }
 
-// nextSpan serves the first of the blocks that are left and those that lie close
-// behind it.
-func (r *manyReader) nextSpan() error {
-	if err := r.alive(); err != nil {
-		return err
-	}
+// takeSpan takes the first of the blocks that are left and those that lie close behind it,
+// and where they end.
+func (r *manyReader) takeSpan() (these []wanted, end int64) {
 	first := r.later[0]
 	n, end := 1, first.end()
 	for ; n < len(r.later); n++ {
@@ -277,28 +335,115 @@ func (r *manyReader) nextSpan() error {
 		}
 		end = max(end, w.end())
 	}
-	these := r.later[:n]
-	r.later = r.later[n:]
-	if n == 1 {
-		return r.one(first)
+	these, r.later = r.later[:n], r.later[n:]
+	return these, end
+}
+
+// nextSpan serves the next span. With timed it says whether reading it waited.
+func (r *manyReader) nextSpan(timed bool) (waited bool, err error) {
+	if err := r.alive(); err != nil {
+		return false, err
 	}
-	buf := r.alloc(int(end - first.loc.data))
-	read := r.b.sa.h.readAt(buf, first.loc.data) == nil
+	these, end := r.takeSpan()
+	if len(these) == 1 && !timed {
+		return false, r.one(these[0])
+	}
+	from := these[0].loc.data
+	buf := r.alloc(int(end - from))
+	if !timed {
+		return false, r.serveSpan(these, buf, r.b.sa.h.readAt(buf, from) == nil)
+	}
+	began := time.Now()
+	read := r.b.sa.h.readAt(buf, from) == nil
+	waited = mapped.Waited(time.Since(began), len(buf))
+	return waited, r.serveSpan(these, buf, read)
+}
+
+// serveSpan serves blocks that were read together, or could not be.
+func (r *manyReader) serveSpan(these []wanted, buf []byte, read bool) error {
+	first := these[0].loc.data
 	alone := these[:0] // buf may be used again by then
 	for _, w := range these {
-		from := int(w.loc.data - first.loc.data)
-		data := buf[from : from+w.loc.size : from+w.loc.size]
-		if !read || r.b.check(cids.Multihash(r.cids[w.i]), data) != nil {
+		from := int(w.loc.data - first)
+		if !read || r.b.check(cids.Multihash(r.cids[w.i]), buf[from:from+w.loc.size]) != nil {
 			alone = append(alone, w)
 			continue
 		}
-		if err := r.fn(w.i, data, nil); err != nil {
+		if err := r.fn(w.i, buf[from:from+w.loc.size:from+w.loc.size], nil); err != nil {
 			return err
 		}
 	}
 	for _, w := range alone {
 		if err := r.one(w); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// spanRead is a span that is being read beside others.
+type spanRead struct {
+	these []wanted
+	buf   []byte
+	read  bool
+	done  chan struct{}
+}
+
+// start reads the span in another goroutine. If the reader is of others and panics, it is
+// read again where it always was.
+func (s *spanRead) start(h *handle) {
+	go func() {
+		defer close(s.done)
+		defer func() { _ = recover() }()
+		s.read = h.readAt(s.buf, s.these[0].loc.data) == nil
+	}()
+}
+
+// aheadMost is how much is read at once of spans that have to be waited for, but for one
+// that is larger.
+const aheadMost = mapped.Overlapped * spanMax
+
+// overlapped serves the spans that are left, in their order, and has several read
+// meanwhile.
+func (r *manyReader) overlapped() error {
+	var ahead []*spanRead
+	var spare [][]byte
+	held := 0
+	defer func() { // nothing reads when the handle is left
+		for _, s := range ahead {
+			<-s.done
+		}
+	}()
+	for len(r.later) > 0 || len(ahead) > 0 {
+		for len(r.later) > 0 && len(ahead) < mapped.Overlapped {
+			before := r.later
+			these, end := r.takeSpan()
+			n := int(end - these[0].loc.data)
+			if len(ahead) > 0 && held+n > aheadMost {
+				r.later = before
+				break
+			}
+			s := &spanRead{these: these, done: make(chan struct{})}
+			if k := len(spare) - 1; k >= 0 && cap(spare[k]) >= n {
+				s.buf, spare = spare[k][:n], spare[:k]
+			} else {
+				s.buf = make([]byte, n)
+			}
+			held += n
+			ahead = append(ahead, s)
+			s.start(r.b.sa.h)
+		}
+		s := ahead[0]
+		<-s.done
+		ahead, held = ahead[1:], held-len(s.buf)
+		if err := r.alive(); err != nil {
+			return err
+		}
+		if err := r.serveSpan(s.these, s.buf, s.read); err != nil {
+			return err
+		}
+		if r.span == spanMax { // what fn was given was valid until it returned
+			spare = append(spare, s.buf)
 		}
 	}
 	return nil

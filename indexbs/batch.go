@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"time"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
 
 	"github.com/dagstore/dagstore"
 	"github.com/dagstore/dagstore/internal/cids"
+	"github.com/dagstore/dagstore/internal/mapped"
 	"github.com/dagstore/dagstore/shard"
 )
 
@@ -149,13 +151,24 @@ func (b *batch) hot() (others []int) {
 func (b *batch) lookup(indices []int) {
 	s := newReading(cid.Undef)
 	defer s.done()
-	for _, i := range indices {
+	waited := false
+	for n, i := range indices {
 		if b.stop != nil {
 			return
 		}
 		c := b.cids[i]
 		s.begin(c)
-		if err := b.bs.lookup(b.ctx, s, b.bs.most(few)); err != nil {
+		var began time.Time
+		timed := !waited && n%lookEvery == 0
+		if timed {
+			began = time.Now()
+		}
+		err := b.bs.lookup(b.ctx, s, b.bs.most(few))
+		if timed && mapped.Waited(time.Since(began), 0) {
+			waited = true
+			b.lookAhead(indices[n+1:])
+		}
+		if err != nil {
 			b.tell(i, nil, err)
 			continue
 		}
@@ -173,6 +186,21 @@ func (b *batch) lookup(indices []int) {
 		}
 		b.todo = append(b.todo, i)
 	}
+}
+
+// lookEvery is one of how many lookups is timed: looking at the clock costs a tenth of one.
+const lookEvery = 8
+
+// lookAhead looks blocks up, several at a time, and forgets it: the next to do so finds in
+// memory what had to be waited for.
+func (b *batch) lookAhead(indices []int) {
+	mapped.Overlap(len(indices), func(k int) bool {
+		defer func() { _ = recover() }() // an index of others panics again where it may
+		s := newReading(b.cids[indices[k]])
+		defer s.done()
+		_ = b.bs.lookup(b.ctx, s, b.bs.most(few))
+		return b.ended() == nil
+	})
 }
 
 // end tells of a block of which no shard is left, unless there are others after all.
