@@ -19,9 +19,8 @@ import (
 // to be waited for, by those who must not wait for it in a fault.
 type Cold struct {
 	fsio.FS
-	// Wait, if not nil, is called in each read of pages that are not all in memory.
-	Wait func()
 
+	wait         atomic.Pointer[func()]
 	reads, waits atomic.Int64
 	open, maps   atomic.Int64
 
@@ -31,6 +30,9 @@ type Cold struct {
 
 // NewCold returns a Cold of the operating system's files.
 func NewCold() *Cold { return &Cold{FS: fsio.OS(), files: make(map[uint64]*coldFile)} }
+
+// Wait has wait called in each read of pages that are not all in memory.
+func (c *Cold) Wait(wait func()) { c.wait.Store(&wait) }
 
 // Reads counts the calls that read, and those of them that read what was not in memory.
 func (c *Cold) Reads() (all, waits int64) { return c.reads.Load(), c.waits.Load() }
@@ -125,8 +127,8 @@ func (h *coldHandle) ReadAt(p []byte, off int64) (int, error) {
 	n, err := h.File.ReadAt(p, off)
 	if n > 0 && !h.of.touch(off, int64(n)) {
 		h.fs.waits.Add(1)
-		if h.fs.Wait != nil {
-			h.fs.Wait()
+		if wait := h.fs.wait.Load(); wait != nil {
+			(*wait)()
 		}
 	}
 	return n, err
