@@ -203,10 +203,17 @@ type Config struct {
 	// Checkpoints says how often one is made, Retention how much history is kept.
 	Checkpoints projection.CheckpointPolicy
 	Retention   projection.Retention
+	// KeepLeftovers leaves files that nothing needs any more where they are: copies and
+	// indices of shards that were destroyed while a crash or a failed removal kept them,
+	// and what was being written then. Without it a start removes them. Either way it says
+	// how many there are and how large, at WARN.
+	KeepLeftovers bool
 	// Logger hears what goes wrong; nil is slog.Default().
 	Logger *slog.Logger
 
 	fs fsio.FS // the operating system's if nil
+	// witnessed: the other parts of the store were asked what the journal must hold.
+	witnessed bool
 	// drive takes the event loop over in place of a goroutine, for the simulator.
 	drive func(*eventLoop)
 }
@@ -411,6 +418,9 @@ func (d *DAGStore) recoverState(ctx context.Context) error {
 		d.journal = j
 	default:
 		d.journal = journal.NewMemory()
+	}
+	if err := d.questionJournal(); err != nil {
+		return err
 	}
 	if err := d.recoverViews(ctx); err != nil {
 		return err

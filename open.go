@@ -21,7 +21,8 @@ type Option func(*openConfig) error
 
 type openConfig struct {
 	Config
-	file journal.FileOptions
+	file       journal.FileOptions
+	newJournal bool
 }
 
 // WithConfig changes any field of the configuration.
@@ -88,6 +89,16 @@ func WithFailures(f func(ShardResult)) Option {
 	return func(c *openConfig) error { c.OnFailure = f; return nil }
 }
 
+// WithNewJournal lets Open begin a new store where the journal is missing, or ends before
+// what the other parts of the store are of: what is there, the journal included, is moved
+// into a directory set-aside-0001 of the store (or the next number that is free), parts
+// configured to be elsewhere into one beside them. Nothing is deleted. Without this
+// option such a store is refused with a [*PartsError].
+// It does nothing to a store that opens.
+func WithNewJournal() Option {
+	return func(c *openConfig) error { c.newJournal = true; return nil }
+}
+
 // withFS puts everything on another file system, for tests.
 func withFS(fsys fsio.FS) Option {
 	return func(c *openConfig) error { c.fs = fsys; return nil }
@@ -101,9 +112,13 @@ func withFS(fsys fsio.FS) Option {
 //	toplevel/     the top-level index: multihash to shards
 //	checkpoints/  states of the views, which spare a start the replay up to there
 //
+// All but the journal is derived from it: a part that is missing or older is made again.
+//
 // Errors wrap journal.ErrLocked if another process has the store open,
 // journal.ErrNewerFormat if a newer release wrote it, and *journal.DamageError if
-// what was promised can no longer be read.
+// what was promised can no longer be read; [*PartsError] if the journal is missing or
+// ends before what the other parts are of, or a part is another store's. Nothing was
+// written or removed then.
 func Open(ctx context.Context, dir string, opts ...Option) (*DAGStore, error) {
 	c := openConfig{}
 	c.MountRegistry = DefaultRegistry()
@@ -131,32 +146,32 @@ func open(ctx context.Context, dir string, c *openConfig) (*DAGStore, error) {
 	if err := c.fs.MkdirAll(dir, 0o700); err != nil {
 		return nil, err
 	}
+	for _, sub := range []string{partIndex, partCopies, partCheckpoints, partTopLevel} {
+		if err := noLink(c.fs, filepath.Join(dir, sub)); err != nil {
+			return nil, err
+		}
+	}
 	// The journal's lock comes first: nothing is touched that another process uses.
-	j, err := journal.OpenFile(c.fs, filepath.Join(dir, "journal"), c.file)
+	j, err := c.openJournal(dir)
 	if err != nil {
 		return nil, err
 	}
-	c.Journal = j
-	for _, sub := range []string{"index", "copies", "checkpoints", "toplevel"} {
-		if err := noLink(c.fs, filepath.Join(dir, sub)); err != nil {
-			return nil, errors.Join(err, j.Close())
-		}
-	}
+	c.Journal, c.witnessed = j, true
 	if c.IndexRepo == nil {
-		repo, err := index.NewFSRepoOn(c.fs, filepath.Join(dir, "index"))
+		repo, err := index.NewFSRepoOn(c.fs, filepath.Join(dir, partIndex))
 		if err != nil {
 			return nil, errors.Join(err, j.Close())
 		}
 		c.IndexRepo = repo
 	}
 	if c.TransientsDir == "" {
-		c.TransientsDir = filepath.Join(dir, "copies")
+		c.TransientsDir = filepath.Join(dir, partCopies)
 	}
 	if c.CheckpointDir == "" {
-		c.CheckpointDir = filepath.Join(dir, "checkpoints")
+		c.CheckpointDir = filepath.Join(dir, partCheckpoints)
 	}
 	if c.TopLevelDir == "" && !isGiven(c.TopLevelIndex) {
-		c.TopLevelDir = filepath.Join(dir, "toplevel")
+		c.TopLevelDir = filepath.Join(dir, partTopLevel)
 	}
 	d, err := NewDAGStore(c.Config)
 	if err != nil {

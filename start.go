@@ -3,6 +3,7 @@ package dagstore
 import (
 	"fmt"
 	"slices"
+	"sync"
 
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/internal/planted"
@@ -21,28 +22,18 @@ func (d *DAGStore) sweepAtStart() error {
 	if err != nil {
 		return fmt.Errorf("dagstore: local copies: %w", err)
 	}
-	alive := d.copiesOf(snap, names)
-	removed, err := mount.SweepCopies(d.cfg.fs, d.cfg.TransientsDir, func(name string) bool { return alive[name] })
-	if err != nil {
-		// What stays is swept next time; nothing reads it.
-		d.log.Warn("start: some files could not be removed", "err", err)
-	}
-	var gens []uint64
-	n, err := d.indices.sweep(func(gen uint64) bool {
-		if gens == nil {
-			gens = generations(snap)
-		}
+	copies := d.copiesOf(snap, names)
+	return d.sweepLeftovers(func(name string) bool { return copies[name] }, aliveIn(snap))
+}
+
+// aliveIn says which generations are those of shards.
+func aliveIn(snap *projection.Snapshot) func(gen uint64) bool {
+	gens := sync.OnceValue(func() []uint64 { return generations(snap) })
+	return func(gen uint64) bool {
 		// Generation 0 is what a daemon put there itself, by AddFullIndex.
-		_, ok := slices.BinarySearch(gens, gen)
+		_, ok := slices.BinarySearch(gens(), gen)
 		return ok || gen == 0
-	})
-	if err != nil {
-		d.log.Warn("start: some indices could not be removed", "err", err)
 	}
-	if n+len(removed) > 0 {
-		d.log.Info("start: removed what was left behind", "copies", len(removed), "indices", n)
-	}
-	return nil
 }
 
 // knowSchemes notes which mounts can be made.

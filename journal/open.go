@@ -30,7 +30,7 @@ func OpenFile(fsys fsio.FS, dir string, opts FileOptions) (*File, error) {
 	return openFile(fsys, dir, opts, nil)
 }
 
-func openFile(fsys fsio.FS, dir string, opts FileOptions, witnesses func() ([]Witness, error)) (*File, error) {
+func openFile(fsys fsio.FS, dir string, opts FileOptions, check func(*File) error) (*File, error) {
 	opts, err := opts.withDefaults()
 	if err != nil {
 		return nil, err
@@ -39,7 +39,7 @@ func openFile(fsys fsio.FS, dir string, opts FileOptions, witnesses func() ([]Wi
 	if err := f.takeLock(); err != nil {
 		return nil, err
 	}
-	if err := f.open(witnesses); err != nil {
+	if err := f.open(check); err != nil {
 		// The reason matters; what release says does not.
 		_ = f.release()
 		return nil, err
@@ -73,7 +73,7 @@ func (f *File) takeLock() error {
 }
 
 // open finds out everything, questions the witnesses, then repairs.
-func (f *File) open(witnesses func() ([]Witness, error)) error {
+func (f *File) open(check func(*File) error) error {
 	f.told.epoch = newEpoch()
 	names, err := f.list()
 	if err != nil {
@@ -84,7 +84,7 @@ func (f *File) open(witnesses func() ([]Witness, error)) error {
 		return err
 	}
 	f.show(found)
-	if err := f.question(found, witnesses); err != nil {
+	if err := f.question(found, check); err != nil {
 		return err
 	}
 	if err := f.sweep(names.temps, found.leftover); err != nil {

@@ -51,7 +51,7 @@ const (
 	segmentVersion    = 1
 	segmentHeaderSize = 80
 	segmentSuffix     = ".seg"
-	lockName          = "LOCK"
+	lockName          = LockName
 	horizonName       = "HORIZON"
 )
 

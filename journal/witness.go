@@ -77,7 +77,21 @@ func CheckWitnesses(j Journal, ws []Witness) error {
 	if err != nil || len(lost) == 0 {
 		return err
 	}
-	return newLostError("the journal", -1, head, lost)
+	file, off := "the journal", int64(-1)
+	if f, ok := j.(*File); ok {
+		file, off = f.place()
+	}
+	return newLostError(file, off, head, lost)
+}
+
+// place is where the journal ends.
+func (f *File) place() (file string, off int64) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.mu.last.number == 0 {
+		return segmentName(1), 0
+	}
+	return f.mu.last.name(), f.mu.end
 }
 
 // notHeld returns the witnesses that j, which ends at head, does not bear out.
@@ -86,9 +100,14 @@ func notHeld(j any, head Position, ws []Witness) (lost []Witness, err error) {
 	for _, w := range ws {
 		switch {
 		case w.At.Seq > head.Seq:
-			lost = append(lost, w)
+			if !planted.Bug("journal-witnesses-not-asked") {
+				lost = append(lost, w)
+			}
 		case w.At.Seq == 0 || w.At.Digest == ([32]byte{}) || p == nil:
 		default:
+			if planted.Bug("journal-witness-digest-not-compared") {
+				continue
+			}
 			at, err := p.PositionAt(w.At.Seq)
 			var damage *DamageError
 			switch {
@@ -104,12 +123,13 @@ func notHeld(j any, head Position, ws []Witness) (lost []Witness, err error) {
 	return lost, nil
 }
 
-// OpenFileWitnessed is [OpenFile] with witnesses: a journal that does not hold what they
-// say was durable is refused with a [*LostError], before anything is written. witnesses
-// is called once, when the lock is held, so that nobody writes what it looks at; its
-// error is returned as it is.
-func OpenFileWitnessed(fsys fsio.FS, dir string, opts FileOptions, witnesses func() ([]Witness, error)) (*File, error) {
-	return openFile(fsys, dir, opts, witnesses)
+// OpenFileChecked is [OpenFile] with a check of what is found. It is called once, when the
+// lock is held and before anything is written, so that nobody changes what it looks at. It
+// may read the journal, which shows what was found, as far as it can be read; damage that
+// it meets is for those to report who need what is damaged. Its error is returned as it
+// is, except that a [*LostError] also says what HEAD says.
+func OpenFileChecked(fsys fsio.FS, dir string, opts FileOptions, check func(j *File) error) (*File, error) {
+	return openFile(fsys, dir, opts, check)
 }
 
 // HasFiles reports whether the directory dir holds a journal, or any part of one: a
@@ -152,47 +172,45 @@ func (f *files) readHead() (*watermark, error) {
 	return w, nil
 }
 
-// question holds what was found against what HEAD and others say. f shows already what
-// was found.
-func (f *File) question(found *findings, witnesses func() ([]Witness, error)) error {
-	var ws []Witness
+// question holds what was found against what HEAD and check say. f shows already what was
+// found.
+func (f *File) question(found *findings, check func(*File) error) error {
 	w, err := f.readHead()
 	if err != nil {
 		return err
 	}
-	if w != nil && !planted.Bug("journal-head-not-asked") {
-		ws = append(ws, Witness{By: filepath.Join(filepath.Base(f.dir), headName), At: w.pos})
+	if planted.Bug("journal-head-not-asked") {
+		w = nil
 	}
-	if witnesses != nil {
-		more, err := witnesses()
-		if err != nil {
+	var lost *LostError
+	if w != nil {
+		by := Witness{By: filepath.Join(filepath.Base(f.dir), headName), At: w.pos}
+		if err := CheckWitnesses(f, []Witness{by}); err != nil && !errors.As(err, &lost) {
 			return err
 		}
-		if !planted.Bug("journal-witnesses-not-asked") {
-			ws = append(ws, more...)
+	}
+	if check != nil {
+		err := check(f)
+		var more *LostError
+		switch {
+		case errors.As(err, &more) && lost != nil:
+			return newLostError(lost.File, lost.Offset, lost.Head, append(lost.Witnesses, more.Witnesses...))
+		case err != nil && lost == nil:
+			return err
 		}
 	}
-	head := f.head()
-	lost, err := notHeld(f, head, ws)
-	if err != nil {
-		return err
-	}
-	file, off := segmentName(1), int64(0)
-	if len(found.segments) > 0 {
-		file, off = found.last.name(), found.end
-	}
-	if len(lost) > 0 {
-		return newLostError(file, off, head, lost)
-	}
-	if w != nil && !planted.Bug("journal-head-not-asked") {
-		return w.check(found, file)
+	switch {
+	case lost != nil:
+		return lost
+	case w != nil:
+		return w.check(found)
 	}
 	return nil
 }
 
 // check fails if HEAD, whose position the journal holds, is of another segment than the
 // one that has its number, or of more of the last segment than there is.
-func (w *watermark) check(found *findings, file string) error {
+func (w *watermark) check(found *findings) error {
 	what := ""
 	last := found.last
 	switch {
@@ -207,5 +225,19 @@ func (w *watermark) check(found *findings, file string) error {
 	if what == "" {
 		return nil
 	}
-	return &DamageError{File: file, Offset: found.end, What: what}
+	return &DamageError{File: last.name(), Offset: found.end, What: what}
 }
+
+// CountFiles is how many segments and bases the directory dir holds; 0 if it is not
+// there.
+func CountFiles(fsys fsio.FS, dir string) (int, error) {
+	f := files{fsys: fsys, dir: dir}
+	n, err := f.list()
+	if isNotExist(err) {
+		return 0, nil
+	}
+	return len(n.segments) + len(n.bases), err
+}
+
+// LockName is the name of the file in the journal's directory that its writer locks.
+const LockName = "LOCK"

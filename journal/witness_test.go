@@ -191,8 +191,11 @@ func TestWitnesses(t *testing.T) {
 	} {
 		sim := sim.Clone(1)
 		before := sim.Tree()
-		j, err := journal.OpenFileWitnessed(sim, dir, small, func() ([]journal.Witness, error) {
-			return []journal.Witness{{By: "the test", At: c.at}}, nil
+		j, err := journal.OpenFileChecked(sim, dir, small, func(j *journal.File) error {
+			if got := journaltest.Collect(t, j, j.Horizon().Seq); len(got) != 6 {
+				t.Errorf("the check can read %d batches", len(got))
+			}
+			return journal.CheckWitnesses(j, []journal.Witness{{By: "the test", At: c.at}})
 		})
 		var lost *journal.LostError
 		if got := errors.As(err, &lost); got != c.lost || err != nil && !c.lost {
@@ -212,10 +215,20 @@ func TestWitnesses(t *testing.T) {
 		}
 		must(t, j.Close())
 	}
+	// HEAD and the others are named together.
+	cut := sim.Clone(1)
+	last := segmentsOf(t, cut)
+	overwrite(t, cut, last[len(last)-1], contents(t, cut, last[len(last)-1])[:80])
+	_, err := journal.OpenFileChecked(cut, dir, small, func(j *journal.File) error {
+		return journal.CheckWitnesses(j, []journal.Witness{{By: "the test", At: beyond}})
+	})
+	if lost := new(journal.LostError); !errors.As(err, &lost) || len(lost.Witnesses) != 2 || lost.Offset != 80 {
+		t.Errorf("HEAD and another: %v", err)
+	}
 	// A journal that is not there yet.
 	empty := fsio.NewSim(1)
-	_, err := journal.OpenFileWitnessed(empty, dir, small, func() ([]journal.Witness, error) {
-		return []journal.Witness{{By: "index/", At: journal.Position{Seq: 3}}}, nil
+	_, err = journal.OpenFileChecked(empty, dir, small, func(j *journal.File) error {
+		return journal.CheckWitnesses(j, []journal.Witness{{By: "index/", At: journal.Position{Seq: 3}}})
 	})
 	if lost := new(journal.LostError); !errors.As(err, &lost) || !strings.Contains(err.Error(), "index/ says that event 3 was durable") {
 		t.Errorf("no journal: %v", err)
@@ -226,7 +239,7 @@ func TestWitnesses(t *testing.T) {
 	if has, err := journal.HasFiles(sim, dir); !has || err != nil {
 		t.Errorf("HasFiles = %v, %v", has, err)
 	}
-	if _, err = journal.OpenFileWitnessed(empty, dir, small, func() ([]journal.Witness, error) { return nil, syscall.EIO }); !errors.Is(err, syscall.EIO) {
+	if _, err = journal.OpenFileChecked(empty, dir, small, func(*journal.File) error { return syscall.EIO }); !errors.Is(err, syscall.EIO) {
 		t.Errorf("witnesses that cannot be read: %v", err)
 	}
 }
