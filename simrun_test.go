@@ -226,10 +226,10 @@ func (s *simulator) actRegister() bool {
 	}
 	was := s.exists(key)
 	err := s.d.RegisterShard(r.ctx, key, m, r.out, RegisterOpts{ExistingTransient: r.transient, LazyInitialization: r.lazy})
-	if was != errors.Is(err, ErrShardExists) {
+	if was != errors.Is(err, ErrShardExists) && !(was && errors.Is(err, ErrReadOnly)) {
 		s.failf("%s: existed %t, and the answer is %v", r, was, err)
 	}
-	return s.submit(r, err, ErrShardExists)
+	return s.submit(r, err, ErrShardExists, ErrReadOnly)
 }
 
 // userWrites writes a file as its owner, past the faults.
