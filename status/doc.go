@@ -29,7 +29,9 @@
 //	Dagstore-Lag        by how many events the view is behind
 //	Dagstore-State      what the view is doing
 //
-// An answer that is not fresh in time is 425 Too Early (RFC 8470) with Retry-After.
+// An answer that is not fresh in time is 425 Too Early (RFC 8470) with Retry-After, and of
+// /find 503: which shards hold the block is not known yet, which is not the 404 of a block
+// that is in none. A block or shard that cannot be served now is 503 too.
 // Errors are application/problem+json (RFC 9457). They say what the caller can act on
 // and nothing of the inside.
 //

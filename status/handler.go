@@ -6,10 +6,10 @@ import (
 	"log/slog"
 	"net/http"
 	"strconv"
+	"sync/atomic"
 	"time"
 
 	"github.com/dagstore/dagstore"
-	"github.com/dagstore/dagstore/projection"
 )
 
 const (
@@ -19,6 +19,9 @@ const (
 	maxQuery = 8 << 10
 	// maxAtOnce is how many requests are served at a time.
 	maxAtOnce = 64
+	// maxUnsent is how many bytes of answers wait for callers to receive them before
+	// others are made.
+	maxUnsent = 64 << 20
 )
 
 // Option configures a handler.
@@ -27,8 +30,8 @@ type Option func(*handler)
 // WithWait sets how long a request may wait for freshness, 5 s unless told.
 func WithWait(d time.Duration) Option { return func(h *handler) { h.wait = d } }
 
-// WithConcurrency sets how many requests are served at a time, 64 unless told. Those
-// beyond get 503 with Retry-After.
+// WithConcurrency sets how many answers are made at a time, 64 unless told. Requests
+// beyond get 503 with Retry-After, but for /healthz and /readyz.
 func WithConcurrency(n int) Option {
 	return func(h *handler) { h.slots = make(chan struct{}, max(n, 1)) }
 }
@@ -45,8 +48,6 @@ func Handler(s *dagstore.DAGStore, opts ...Option) http.Handler {
 	}
 	mux := http.NewServeMux()
 	for pattern, serve := range map[string]func(http.ResponseWriter, *http.Request) error{
-		"/healthz":   h.healthz,
-		"/readyz":    h.readyz,
 		"/freshness": h.freshness,
 		"/shards":    h.shards,
 		"/history":   h.history,
@@ -58,6 +59,9 @@ func Handler(s *dagstore.DAGStore, opts ...Option) http.Handler {
 	} {
 		mux.Handle(pattern, h.guard(serve))
 	}
+	// Whoever looks after the process gets an answer however many others wait for theirs.
+	mux.Handle("/healthz", h.page(h.healthz))
+	mux.Handle("/readyz", h.page(h.readyz))
 	return mux
 }
 
@@ -66,28 +70,74 @@ type handler struct {
 	wait  time.Duration
 	slots chan struct{}
 	log   *slog.Logger
+	// unsent is how many bytes of answers are being sent.
+	unsent atomic.Int64
 }
 
-// guard is what all pages have in common.
+// guard is page for what takes a slot. The slot is held until the answer is made: how
+// long the caller takes to receive it is of no account.
 func (h *handler) guard(serve func(http.ResponseWriter, *http.Request) error) http.Handler {
+	return h.page(func(w http.ResponseWriter, r *http.Request) error {
+		if h.unsent.Load() > maxUnsent {
+			return errBusy
+		}
+		select {
+		case h.slots <- struct{}{}:
+		default:
+			return errBusy
+		}
+		defer func() { <-h.slots }()
+		return serve(w, r)
+	})
+}
+
+// page is what all pages have in common. Their answers are sent when they are made.
+func (h *handler) page(serve func(http.ResponseWriter, *http.Request) error) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		head := w.Header()
 		head.Set("Cache-Control", "no-store")
 		head.Set("X-Content-Type-Options", "nosniff")
 		head.Set("Content-Security-Policy", "default-src 'none'; style-src 'unsafe-inline'")
-		err := h.admit(w, r)
+		made := &made{ResponseWriter: w}
+		err := admit(w, r)
 		if err == nil {
-			defer func() { <-h.slots }()
-			err = serve(w, r)
+			err = serve(made, r)
 		}
 		if err != nil {
-			h.problem(w, r, err)
+			h.problem(made, r, err)
 		}
+		h.unsent.Add(int64(len(made.body)))
+		defer h.unsent.Add(-int64(len(made.body)))
+		made.send()
 	})
 }
 
-// admit refuses what is not served. Otherwise a slot is taken.
-func (h *handler) admit(w http.ResponseWriter, r *http.Request) error {
+// made is an answer that was made and not sent.
+type made struct {
+	http.ResponseWriter
+	code int
+	body []byte
+}
+
+func (m *made) WriteHeader(code int) { m.code = code }
+
+func (m *made) Write(b []byte) (int, error) {
+	if m.body == nil {
+		m.body = b // all that write has
+	} else {
+		m.body = append(m.body, b...)
+	}
+	return len(b), nil
+}
+
+// send sends it. A caller who left is nobody's error.
+func (m *made) send() {
+	m.ResponseWriter.WriteHeader(m.code)
+	_, _ = m.ResponseWriter.Write(m.body)
+}
+
+// admit refuses what is not served.
+func admit(w http.ResponseWriter, r *http.Request) error {
 	switch {
 	case r.Method != http.MethodGet && r.Method != http.MethodHead:
 		w.Header().Set("Allow", "GET, HEAD")
@@ -95,12 +145,7 @@ func (h *handler) admit(w http.ResponseWriter, r *http.Request) error {
 	case len(r.URL.RawQuery) > maxQuery:
 		return errLongQuery
 	}
-	select {
-	case h.slots <- struct{}{}:
-		return nil
-	default:
-		return errBusy
-	}
+	return nil
 }
 
 // answer sends v as JSON.
@@ -120,7 +165,7 @@ func text(w http.ResponseWriter, kind, s string) error {
 	return nil
 }
 
-// write sends a body. A caller who left is nobody's error.
+// write makes an answer of a body.
 func write(w http.ResponseWriter, code int, b []byte) {
 	w.Header().Set("Content-Length", strconv.Itoa(len(b)))
 	w.WriteHeader(code)
@@ -253,8 +298,8 @@ func (h *handler) freshness(w http.ResponseWriter, r *http.Request) error {
 }
 
 // retryAfter is when to ask again, in whole seconds.
-func retryAfter(e *projection.NotFreshError) string {
-	return strconv.Itoa(max(1, int((e.RetryAfter+time.Second-1)/time.Second)))
+func retryAfter(d time.Duration) string {
+	return strconv.Itoa(max(1, int((d+time.Second-1)/time.Second)))
 }
 
 var errNoPage = errors.New("no such page")

@@ -2,6 +2,7 @@ package status
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"html/template"
 	"net/http"
@@ -9,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/ipfs/go-cid"
 	mh "github.com/multiformats/go-multihash"
@@ -171,6 +173,9 @@ func (h *handler) find(w http.ResponseWriter, r *http.Request) error {
 		return badRequest("where a block was is not kept: any, latest, within, at-least or at-least-seq")
 	}
 	keys, f, err := h.store.FindShards(r.Context(), hash, c)
+	if errors.Is(err, dagstore.ErrNotFresh) {
+		return &unknownYet{err} // nobody shall take it for "in no shard"
+	}
 	if err != nil {
 		return err
 	}
@@ -226,7 +231,8 @@ func (h *handler) machine(w http.ResponseWriter, r *http.Request) error {
 }
 
 var indexPage = template.Must(template.New("index").Funcs(template.FuncMap{
-	"ms": func(d time.Duration) string { return d.Round(time.Millisecond).String() },
+	"ms":    func(d time.Duration) string { return d.Round(time.Millisecond).String() },
+	"plain": plain,
 }).Parse(`<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>dagstore: {{.Health.State}}</title>
 <style>
@@ -237,16 +243,29 @@ th,td{text-align:left;padding:.3rem .8rem .3rem 0;border-bottom:1px solid #ddd} 
 nav a{margin-right:1rem}
 </style>
 <h1>dagstore{{if .Health.Follower}}, following{{end}}: <span class="state{{if not .Health.Ready}} bad{{end}}">{{.Health.State}}</span></h1>
-<p>Since {{.Since}}, at event {{.Health.Head.Seq}}.{{with .Health.Cause}}</p><p class="err">{{.}}{{end}}</p>
+<p>Since {{.Since}}, at event {{.Health.Head.Seq}}.{{with .Health.Cause}}</p><p class="err">{{plain .}}{{end}}</p>
 <table><tr><th>view<th>state<th>event<th>behind<th>for</tr>
 {{range .Health.Views}}<tr><td>{{.View}}<td>{{.State}}<td class="n">{{.Applied.Seq}}<td class="n">{{.Lag}}<td class="n">{{ms .LagFor}}</tr>
-{{with .Err}}<tr><td><td colspan="4" class="err">{{.}}</tr>{{end}}{{end}}</table>
+{{with .Err}}<tr><td><td colspan="4" class="err">{{plain .}}</tr>{{end}}{{end}}</table>
+{{with .Health.Refused}}{{if .Count}}<p class="err">The journal refused {{.Count}} appends, the last one at {{.Last.UTC.Format "2006-01-02T15:04:05Z07:00"}}: {{plain .Err}}</p>{{end}}{{end}}
+{{if .Health.Follower}}<p>The writer is {{.Health.Writer}}{{if not .Health.WriterSeen.IsZero}}, last heard at {{.Health.WriterSeen.UTC.Format "2006-01-02T15:04:05Z07:00"}}{{end}}.</p>{{end}}
 <table><tr><th>shards<th>number</tr>
 {{range .Counts}}<tr><td>{{.State}}<td class="n">{{.N}}</tr>
 {{else}}<tr><td>none<td class="n">0</tr>{{end}}</table>
 <nav><a href="healthz">healthz</a><a href="readyz">readyz</a><a href="freshness">freshness</a><a href="shards">shards</a><a href="shards?state=errored">errored shards</a><a href="machine">machine</a></nav>
 </html>
 `))
+
+// plain is the text of an error without the control characters that it may bring along:
+// the page is read in terminals too.
+func plain(err error) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) || unicode.Is(unicode.Cf, r) {
+			return unicode.ReplacementChar
+		}
+		return r
+	}, err.Error())
+}
 
 func (h *handler) index(w http.ResponseWriter, _ *http.Request) error {
 	type count struct {

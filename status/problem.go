@@ -39,8 +39,15 @@ var titles = map[string]string{
 	"not-fresh": "Not fresh enough in time", "future-position": "Position beyond the journal",
 	"foreign-position": "Position of another journal", "compacted": "No longer kept",
 	"unknown-shard": "No such shard", "unknown-view": "No such view", "no-shard": "No shard holds the block",
-	"not-found": "No such page", "closed": "The store is closed", "internal": "Something went wrong",
+	"unavailable": "Cannot be served now",
+	"not-found":   "No such page", "closed": "The store is closed", "internal": "Something went wrong",
 }
+
+// unknownYet is the answer of a lookup that is not fresh enough: 503 and not 425, for it
+// is to a question that may be asked in passing, by who knows nothing of freshness.
+type unknownYet struct{ error }
+
+func (u *unknownYet) Unwrap() error { return u.error }
 
 // judge finds the problem that an error is. What the caller cannot act on is told in
 // general terms only.
@@ -48,11 +55,20 @@ func judge(err error) *problem {
 	var p *problem
 	var stale *dagstore.NotFreshError
 	var none *dagstore.NoShardError
+	var away *dagstore.UnavailableError
+	var lookup *unknownYet
 	switch {
 	case errors.As(err, &p):
 		return p
+	case errors.As(err, &away):
+		return &problem{kind: "unavailable", code: http.StatusServiceUnavailable, detail: "a shard that holds it cannot serve now", err: err,
+			more: map[string]any{"shards": away.Shards, "since": away.Since.UTC(), "retryAfterSeconds": away.RetryAfter.Seconds()}}
 	case errors.As(err, &stale):
-		return &problem{kind: "not-fresh", code: http.StatusTooEarly,
+		code := http.StatusTooEarly
+		if errors.As(err, &lookup) {
+			code = http.StatusServiceUnavailable
+		}
+		return &problem{kind: "not-fresh", code: code,
 			detail: fmt.Sprintf("view %q shows event %d of %d and is %s", stale.View, stale.Had.Seq, stale.Head.Seq, stale.State), err: err,
 			more: map[string]any{"view": stale.View, "wanted": stale.Want.Seq, "had": stale.Had.Seq, "head": stale.Head.Seq,
 				"state": stale.State.String(), "retryAfterSeconds": stale.RetryAfter.Seconds()}}
@@ -87,9 +103,12 @@ func (h *handler) problem(w http.ResponseWriter, r *http.Request, err error) {
 	}
 	head := w.Header()
 	var stale *dagstore.NotFreshError
+	var away *dagstore.UnavailableError
 	switch {
+	case errors.As(err, &away):
+		head.Set("Retry-After", retryAfter(away.RetryAfter))
 	case errors.As(err, &stale):
-		head.Set("Retry-After", retryAfter(stale))
+		head.Set("Retry-After", retryAfter(stale.RetryAfter))
 		head.Set("Dagstore-Position", stale.Had.Token())
 	case p.code == http.StatusServiceUnavailable:
 		head.Set("Retry-After", "1")

@@ -261,7 +261,9 @@ func TestNotFresh(t *testing.T) {
 	close(gate)
 	v.gate.Store(nil)
 	res = register(t, d, "c")
-	at = []string{"Dagstore-Consistency", "at-least=" + res.Position.Token(), "Dagstore-Wait", "1s"}
+	for get(t, h, "/readyz").json["state"] != "stalled" { // until it has tried
+	}
+	at = []string{"Dagstore-Consistency", "at-least=" + res.Position.Token(), "Dagstore-Wait", "0s"}
 	if g := get(t, h, "/freshness?view=test", at...); g.code != http.StatusTooEarly || g.json["state"] != "stalled" || g.head.Get("Retry-After") == "" {
 		t.Errorf("stalled: %d %s", g.code, g.body)
 	}
