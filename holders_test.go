@@ -4,12 +4,14 @@ import (
 	"context"
 	"errors"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
 	ipld "github.com/ipfs/go-ipld-format"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/journal"
 	"github.com/dagstore/dagstore/shard"
 	"github.com/dagstore/dagstore/testdata"
 )
@@ -273,5 +275,65 @@ func TestGCSaysWhoUses(t *testing.T) {
 		if res = gc(dagstore.GCOptions{}); len(res.InUse) != 0 || res.Reclaimed != size {
 			t.Errorf("at last: %+v", res)
 		}
+	})
+}
+
+// refusingJournal refuses the next batch if it is told to, and goes on.
+type refusingJournal struct {
+	journal.Journal
+	refuse atomic.Bool
+}
+
+func (j *refusingJournal) Append(events []shard.Event) (journal.Position, error) {
+	if j.refuse.CompareAndSwap(true, false) {
+		return journal.Position{}, errors.New("refused")
+	}
+	return j.Journal.Append(events)
+}
+
+// TestDestroyInUseNotRecorded: if the end of a shard in use cannot be recorded nothing has
+// ended: readers were not cut off, what was closed meanwhile stays closed, and the
+// counts are right. Proves A10, I5, C11.
+func TestDestroyInUseNotRecorded(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		j := &refusingJournal{Journal: journal.NewMemory()}
+		d := start(t, dagstore.Config{Journal: j})
+		k := key("a")
+		register(t, d, k, carV1())
+		inUse := func() {
+			t.Helper()
+			_, err := d.DestroyShardSync(background, k, dagstore.DestroyOpts{})
+			wantErr(t, "destroy", err, dagstore.ErrShardInUse)
+		}
+
+		acc := acquire(t, d, k)
+		j.refuse.Store(true)
+		if _, err := d.DestroyShardSync(background, k, dagstore.DestroyOpts{CutReaders: true}); err == nil || !strings.Contains(err.Error(), "could not be recorded") {
+			t.Errorf("cut off: %v", err)
+		}
+		readAll(t, acc)
+		inUse()
+		h := newKeeper(t, d, k)
+		closeAll(t, acc)
+		settle()
+
+		acc = acquire(t, d, k)
+		out := make(chan dagstore.ShardResult, 1)
+		if err := d.DestroyShard(background, k, out, dagstore.DestroyOpts{Wait: true}); err != nil {
+			t.Fatal(err)
+		}
+		settle()
+		j.refuse.Store(true)
+		closeAll(t, acc) // the last, for the keeper let go
+		if res := <-out; res.Error == nil || !strings.Contains(res.Error.Error(), "could not be recorded") {
+			t.Errorf("waited: %v", res.Error)
+		}
+		<-h.asked
+		works(t, d, k)
+		settle()
+		acc = acquire(t, d, k)
+		inUse()
+		closeAll(t, acc)
+		destroy(t, d, k)
 	})
 }
