@@ -180,7 +180,8 @@ type Config struct {
 	// SkipUnsupportedHashes indexes CARs of which some blocks have hashes that nothing here
 	// can check: functions that are not known or broken (MD5, murmur3), digests of less than
 	// 20 bytes, identity of more than 128. Those blocks are left out, and so not found; the
-	// log says how many, and where the first ones lie. Without it such a CAR is refused.
+	// log says how many, and where the first ones lie, [ShardAccessor.Skipped] lists them.
+	// Without it such a CAR is refused.
 	SkipUnsupportedHashes bool
 	// MaxShardRecords is the largest number of sections of one shard; 0 means
 	// 1<<32 - 1, the most that an index holds.

@@ -89,3 +89,21 @@ func (h *handle) findExtent(ctx context.Context) (Extent, error) {
 	base := int64(l.DataOffset)
 	return Extent{Version: l.Version, PayloadOffset: base, PayloadEnd: base + int64(end), SourceSize: h.size}, nil
 }
+
+// Skipped lists what of the shard's file is not in its index because nothing here can check
+// its hash: see Config.SkipUnsupportedHashes. It goes through the headers of all sections of
+// the file, of large blocks without reading them.
+func (sa *ShardAccessor) Skipped(ctx context.Context) (index.Skipped, error) {
+	sa.inHand()
+	if err := sa.enter(); err != nil {
+		return index.Skipped{}, err
+	}
+	defer sa.h.leave()
+	opts := anyLayout
+	opts.MaxSectionBytes, opts.SkipVerify, opts.SkipUnsupported = 1<<30, true, true
+	sum, err := carscan.Scan(ctx, sa.h.r, sa.h.size, opts, func(*carscan.Record) error { return nil })
+	if err != nil {
+		return index.Skipped{}, fmt.Errorf("shard %q: %w", sa.h.key, err)
+	}
+	return sum.Skipped, nil
+}

@@ -118,6 +118,9 @@ func TestUnsupportedHashesLeftOut(t *testing.T) {
 	d = open(t, dir, opts...)
 	acc := acquire(t, d, key("a"))
 	defer acc.Close()
+	if s, err := acc.Skipped(t.Context()); err != nil || s.Blocks != 4 || s.Bytes != 12 || len(s.First) != 4 || s.First[3].DigestLen != 200 {
+		t.Errorf("left out: %+v, %v", s, err)
+	}
 	bs := acc.ShardBlockstore()
 	for _, data := range []string{"a", "b"} {
 		if b, err := bs.Get(t.Context(), rawOf(data)); err != nil || string(b.RawData()) != data {

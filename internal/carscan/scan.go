@@ -360,7 +360,23 @@ func (s *scanner) section(b []byte, rec *Record) error {
 		b = b[:n]
 	}
 	var c rawCID
-	what := parseCID(b, &c)
+	if what := parseCID(b, &c); what != "" || !s.hash.allows(c.code, len(c.digest)) {
+		return s.refused(b, n, prefix, &c, what, rec)
+	}
+	*rec = Record{
+		Offset:    s.next,
+		HeaderLen: prefix + c.len,
+		Size:      int(n) - c.len,
+		Code:      c.code,
+		CID:       b[:c.len:c.len],
+		Digest:    c.digest,
+	}
+	return nil
+}
+
+// refused says what is wrong with the CID that b begins with, of which parseCID said what,
+// in a section of n bytes behind its length; or errSkip, with what is known of it in rec.
+func (s *scanner) refused(b []byte, n uint64, prefix int, c *rawCID, what string, rec *Record) error {
 	if what == digestCut && c.digestLen > MaxIdentity && c.digestLen <= n-uint64(c.len) {
 		// It is there, and longer than what is read of a section's header, or allowed.
 		c.len, what = c.len+int(c.digestLen), ""
@@ -368,22 +384,18 @@ func (s *scanner) section(b []byte, rec *Record) error {
 	if what != "" {
 		return bad(ErrMalformed, s.base+int64(s.next), "%s; what is here begins with %s", what, quoted(b))
 	}
+	if !s.opts.SkipUnsupported {
+		return s.unsupported(c)
+	}
 	*rec = Record{
 		Offset:    s.next,
 		HeaderLen: prefix + c.len,
 		Size:      int(n) - c.len,
 		Code:      c.code,
+		CID:       b[:min(c.len, maxCID, len(b))],
 	}
-	if !s.hash.allows(c.code, int(c.digestLen)) {
-		if !s.opts.SkipUnsupported {
-			return s.unsupported(&c)
-		}
-		rec.CID = b[:min(c.len, maxCID, len(b))]
-		s.left = c
-		return errSkip
-	}
-	rec.CID, rec.Digest = b[:c.len:c.len], c.digest
-	return nil
+	s.left = *c
+	return errSkip
 }
 
 func (s *scanner) unsupported(c *rawCID) error {
