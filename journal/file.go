@@ -78,6 +78,8 @@ type File struct {
 	files
 	opts FileOptions
 	lock io.Closer
+	// tailLock and nextLock are on the files of tail and next: see lockSegment.
+	tailLock, nextLock io.Closer
 
 	// appending is held by Append and Close. It guards what only a writer needs.
 	appending sync.Mutex
@@ -183,6 +185,10 @@ func (f *File) write(frame []byte) error {
 	t.size = max(t.size, t.end+int64(len(frame)))
 	if err := planted.Unless("journal-ack-before-sync", func() error { return f.sync(t.file.SyncData) }); err != nil {
 		return f.fail(err)
+	}
+	// A sync of a file that has lost its name says that it is durable where nobody finds it.
+	if fsio.Unlinked(t.file) && !planted.Bug("journal-goes-on-without-a-name") {
+		return f.fail(fmt.Errorf("%s was removed while the journal was open", f.path(t.name())))
 	}
 	t.end += int64(len(frame))
 	return nil
@@ -295,16 +301,41 @@ func (f *File) rotate(head Position) error {
 		}
 		f.next.file = file
 	}
+	if f.nextLock == nil {
+		lock, err := f.lockSegment(&f.next.segment)
+		if err != nil {
+			return fmt.Errorf("journal: append: nothing was written: %w", err)
+		}
+		f.nextLock = lock
+	}
 	if err := planted.Unless("journal-seal-before-successor", func() error { return f.seal(f.tail, head) }); err != nil {
 		return err
 	}
-	old := f.tail
+	old, oldLock := f.tail, f.tailLock
+	f.tailLock, f.nextLock = f.nextLock, nil
 	f.tail, f.next = f.next, nil
 	f.marked = true // the footer before it says what a mark in it would
 	f.publishRotation(sealedSegment{segment: old.segment, end: head, size: old.size})
 	// All of it is durable; an error can say nothing that matters.
 	_ = old.file.Close()
+	_ = oldLock.Close()
 	return nil
+}
+
+// lockSegment locks the file of a segment that this journal writes. The lock on LOCK keeps
+// others out only as long as that file has its name, and a segment cannot lose its own
+// without that being noticed: whoever took LOCK for stale and removed it still finds the
+// segment locked. The tail's is held from before it is read, and its successor's from
+// before the tail is sealed.
+func (f *File) lockSegment(s *segment) (io.Closer, error) {
+	if !fsio.LocksNames(f.fsys) || planted.Bug("journal-segment-not-locked") {
+		return io.NopCloser(nil), nil
+	}
+	lock, err := f.fsys.Lock(f.path(s.name()))
+	if errors.Is(err, fsio.ErrLocked) {
+		return nil, fmt.Errorf("%w: %s was removed while it was held: %w", ErrLocked, lockName, err)
+	}
+	return lock, err
 }
 
 func (f *File) publishRotation(s sealedSegment) {
@@ -440,6 +471,11 @@ func (f *File) release() error {
 	}
 	if f.told.file != nil {
 		_ = f.told.file.Close() // nobody was promised anything
+	}
+	for _, l := range []io.Closer{f.tailLock, f.nextLock} {
+		if l != nil {
+			errs = append(errs, l.Close())
+		}
 	}
 	if err := errors.Join(append(errs, f.lock.Close())...); err != nil {
 		return fmt.Errorf("journal: close: %w", err)

@@ -75,7 +75,7 @@ func (f *File) takeLock() error {
 // open finds out everything, questions the witnesses, then repairs.
 func (f *File) open(check func(*File) error) error {
 	f.told.epoch = newEpoch()
-	names, err := f.list()
+	names, err := f.lockTail()
 	if err != nil {
 		return err
 	}
@@ -115,6 +115,34 @@ func (f *File) show(found *findings) {
 	f.mu.sealed, f.mu.last = found.sealed, found.last
 	f.mu.head, f.mu.end = found.head, found.end
 	*f.mu.pointsOf(found.last.number) = points{all: found.points, sparse: len(found.points)}
+}
+
+// lockTail lists the journal's files and locks the last segment, if there is one.
+func (f *File) lockTail() (names, error) {
+	for {
+		before, err := f.list()
+		if err != nil || len(before.segments) == 0 {
+			return before, err
+		}
+		last := before.segments[len(before.segments)-1]
+		first, _ := parseSegmentName(last)
+		lock, err := f.lockSegment(&segment{before: Position{Seq: first - 1}})
+		if errors.Is(err, ErrLocked) {
+			return before, err
+		}
+		if err != nil {
+			return before, fmt.Errorf("journal: open: %w", err)
+		}
+		// Somebody who held it may have gone on to the next one.
+		now, err := f.list()
+		if err == nil && len(now.segments) > 0 && now.segments[len(now.segments)-1] == last {
+			f.tailLock = lock
+			return now, nil
+		}
+		if err := errors.Join(err, lock.Close()); err != nil {
+			return now, err
+		}
+	}
 }
 
 func newEpoch() uint64 {
@@ -191,6 +219,9 @@ func (f *File) begin() error {
 		return fmt.Errorf("journal: open: %w", err)
 	}
 	f.tail = &tail{segment: first, file: file, end: segmentHeaderSize, size: size}
+	if f.tailLock, err = f.lockSegment(&first); err != nil {
+		return fmt.Errorf("journal: open: %w", err)
+	}
 	f.mu.last, f.mu.end, f.marked = first, segmentHeaderSize, true
 	return nil
 }

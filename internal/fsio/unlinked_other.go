@@ -1,0 +1,7 @@
+//go:build !(darwin || dragonfly || freebsd || linux || netbsd || openbsd)
+
+package fsio
+
+const locksAreAdvisory = false
+
+func (f osFile) unlinked() bool { return false }

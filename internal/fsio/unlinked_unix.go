@@ -1,0 +1,13 @@
+//go:build darwin || dragonfly || freebsd || linux || netbsd || openbsd
+
+package fsio
+
+import "golang.org/x/sys/unix"
+
+const locksAreAdvisory = true
+
+func (f osFile) unlinked() bool {
+	var st unix.Stat_t
+	err := control(f.File, func(fd int) error { return unix.Fstat(fd, &st) })
+	return err == nil && st.Nlink == 0
+}
