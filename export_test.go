@@ -18,3 +18,6 @@ func Jumps(f *Follower) int {
 
 // WaitForJobs waits for what Close left behind.
 func WaitForJobs(d *DAGStore) { d.jobs.Wait() }
+
+// Redact is what is shown of a mount's URL.
+var Redact = redact

@@ -59,7 +59,7 @@ type HTTPOptions struct {
 	// expire; it should cache.
 	Resolve func(ctx context.Context, stored *url.URL) (*url.URL, error)
 	// SecretQuery names the query parameters that Serialize leaves out, without
-	// regard to case. Nil means DefaultSecretQuery. A mount revived without them
+	// regard to case, with stars as in DefaultSecretQuery, which is what nil means. A mount revived without them
 	// needs Resolve or Header to be let in again.
 	SecretQuery []string
 	// Policy judges each address before it is dialled, after name resolution; an
@@ -110,16 +110,53 @@ const DefaultMinRate = 1 << 10
 // DefaultMaxSize is 128 GiB, twice the largest sector of Filecoin.
 const DefaultMaxSize = 128 << 30
 
-// DefaultSecretQuery lists the query parameters by which the common object stores
-// sign URLs, and those that can hardly be anything but secrets. Parameters that may
-// as well say which resource is meant ("key", "expires") are not among them.
+// DefaultSecretQuery lists the query parameters by which object stores and networks of
+// caches sign URLs, and those that can hardly be anything but secrets. A star at the
+// beginning or the end stands for anything. Parameters that may as well say which
+// resource is meant ("key", "expires", "sv" and "se" of Microsoft's) are not among them.
 var DefaultSecretQuery = []string{
-	"X-Amz-Algorithm", "X-Amz-Credential", "X-Amz-Date", "X-Amz-Expires",
-	"X-Amz-Security-Token", "X-Amz-Signature", "X-Amz-SignedHeaders", "AWSAccessKeyId",
-	"X-Goog-Algorithm", "X-Goog-Credential", "X-Goog-Date", "X-Goog-Expires",
-	"X-Goog-Signature", "X-Goog-SignedHeaders", "GoogleAccessId",
-	"Signature", "Key-Pair-Id", "sig",
-	"access_token", "token", "api_key", "apikey", "password", "secret",
+	"*signature", "*credential", "*credentials", "*token", "*jwt", "*secret", "*password", "*passwd", "*passphrase",
+	"*authorization", "*api_key", "*api-key", "*apikey", "*auth_key", "*auth-key", "*authkey", "*access_key", "*access-key", "*accesskey",
+	"*AccessKeyId", "*AccessId", "*secret_key", "*secret-key", "*secretkey", "*private_key", "*private-key", "*privatekey", "*session_id", "*sessionid",
+	"X-Amz-Algorithm", "X-Amz-Date", "X-Amz-Expires", "X-Amz-SignedHeaders",
+	"X-Goog-Algorithm", "X-Goog-Date", "X-Goog-Expires", "X-Goog-SignedHeaders",
+	"x-oss-*", "x-cos-*", "q-*", "x-obs-*", "x-tos-*", "X-Bz-*",
+	"Policy", "Key-Pair-Id", "KeyName", "hdn*", "__gda__", "ucan", "bearer", "pwd", "oauth_*", "x-auth*", "auth",
+	"sig", "sign", "hmac", "SAMLResponse",
+}
+
+// SecretQuery tells whether a query parameter of this name, percent-encoded or not, is
+// among patterns such as [DefaultSecretQuery], without regard to case. A name that cannot
+// be decoded is.
+func SecretQuery(patterns []string, name string) bool {
+	plain, err := url.QueryUnescape(name)
+	if err != nil {
+		return true
+	}
+	plain = strings.ToLower(strings.TrimSpace(plain))
+	if secretName(patterns, plain) {
+		return true
+	}
+	// auth[token]=…, token[]=…
+	return strings.ContainsAny(plain, "[]") && slices.ContainsFunc(strings.FieldsFunc(plain, func(r rune) bool { return r == '[' || r == ']' }),
+		func(part string) bool { return secretName(patterns, part) })
+}
+
+func secretName(patterns []string, name string) bool {
+	return slices.ContainsFunc(patterns, func(p string) bool {
+		p = strings.ToLower(p)
+		rest, anyBefore := strings.CutPrefix(p, "*")
+		rest, anyAfter := strings.CutSuffix(rest, "*")
+		switch {
+		case anyBefore && anyAfter:
+			return strings.Contains(name, rest)
+		case anyBefore:
+			return strings.HasSuffix(name, rest)
+		case anyAfter:
+			return strings.HasPrefix(name, rest)
+		}
+		return name == rest
+	})
 }
 
 var defaultHTTPOptions = new(HTTPOptions)
@@ -162,15 +199,22 @@ func (o *HTTPOptions) publicQuery(raw string) string {
 	}
 	var kept []string
 	for _, param := range strings.Split(raw, "&") {
-		name, _, _ := strings.Cut(param, "=")
-		if dec, err := url.QueryUnescape(name); err == nil {
-			name = dec
-		}
-		if !slices.ContainsFunc(secret, func(s string) bool { return strings.EqualFold(s, name) }) {
+		if !secretParam(secret, param) {
 			kept = append(kept, param)
 		}
 	}
 	return strings.Join(kept, "&")
+}
+
+// secretParam tells whether a parameter is secret, or one of those that servers find in it
+// which separate them by semicolons.
+func secretParam(patterns []string, param string) bool {
+	for one := range strings.SplitSeq(param, ";") {
+		if name, _, _ := strings.Cut(one, "="); SecretQuery(patterns, name) {
+			return true
+		}
+	}
+	return false
 }
 
 // Deserialize takes any http or https URL without credentials.

@@ -37,6 +37,23 @@ func KeyFromCID(c cid.Cid) Key { return Key{str: c.String()} }
 // String returns the key's spelling.
 func (k Key) String() string { return k.str }
 
+// Format writes the key's spelling. Of one that is longer than a key can be, and so is a
+// request's and not a shard's, the beginning and the length: it comes from anywhere, and
+// goes into errors.
+func (k Key) Format(f fmt.State, verb rune) {
+	if verb == 'v' && f.Flag('#') {
+		fmt.Fprintf(f, "shard.Key{str:%q}", k.str)
+		return
+	}
+	const most = 64
+	if len(k.str) <= MaxKeyLen {
+		fmt.Fprintf(f, fmt.FormatString(f, verb), k.str)
+		return
+	}
+	fmt.Fprintf(f, fmt.FormatString(f, verb), strings.ToValidUTF8(k.str[:most], "?"))
+	fmt.Fprintf(f, "… (%d bytes)", len(k.str))
+}
+
 // Validate returns nil, or an error that wraps [ErrInvalidKey] and says why.
 func (k Key) Validate() error {
 	switch {

@@ -3,6 +3,7 @@ package shard
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -206,5 +207,27 @@ func BenchmarkDecodeEvent(b *testing.B) {
 		if _, err := DecodeEvent(src, 9, &e); err != nil {
 			b.Fatal(err)
 		}
+	}
+}
+
+// TestKeyFormat: a key formats as its spelling under every verb; of one that no shard can
+// have, because it is too long, the beginning and the length are told. Proves S10.
+func TestKeyFormat(t *testing.T) {
+	k := KeyFromString("a/b ä")
+	for verb, want := range map[string]string{
+		"%s": "a/b ä", "%v": "a/b ä", "%q": `"a/b ä"`, "%8.3s|": "     a/b|", "%+v": "a/b ä", "%x": "612f6220c3a4", "%#v": `shard.Key{str:"a/b ä"}`,
+	} {
+		if got := fmt.Sprintf(verb, k); got != want {
+			t.Errorf("%s: %s, want %s", verb, got, want)
+		}
+	}
+	long := KeyFromString(strings.Repeat("ä", 1<<19))
+	for _, verb := range []string{"%s", "%q", "%v"} {
+		if got := fmt.Sprintf(verb, long); len(got) > 150 || !strings.Contains(got, "(1048576 bytes)") {
+			t.Errorf("%s: %.200s", verb, got)
+		}
+	}
+	if fmt.Sprint(KeyFromString(strings.Repeat("k", MaxKeyLen))) != strings.Repeat("k", MaxKeyLen) {
+		t.Error("the longest key is cut")
 	}
 }
