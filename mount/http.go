@@ -28,9 +28,10 @@ import (
 // Failures that may pass are retried with growing, jittered pauses, and a broken
 // stream is resumed where it broke.
 //
-// Redirects are followed at most three times, to http and https only and never
-// from https to http; another origin gets neither headers of the template nor
-// credentials, nor does it learn where the request came from.
+// Redirects are followed at most three times, to http and https only, never from
+// https to http, and never from a public address to one that is not; another origin
+// gets neither headers of the template nor credentials, nor does it learn where the
+// request came from.
 type HTTPMount struct {
 	// URL is an http or https URL. Credentials in it (user:password@) are refused,
 	// for they could not be stored: put them into HTTPOptions. Query parameters
@@ -97,8 +98,13 @@ type HTTPOptions struct {
 	MinRate    int64
 	RateWindow time.Duration
 
-	once sync.Once
-	rt   http.RoundTripper
+	// PrivateRedirects lets origins with public addresses redirect to addresses that are
+	// not: loopback, private networks, link-local, see PublicOnly. By default only those
+	// that have such an address themselves may.
+	PrivateRedirects bool
+
+	once           sync.Once
+	rt, redirected http.RoundTripper // redirected is for what public origins redirect to
 
 	parkMu sync.Mutex
 	parked map[*HTTPMount]*parkedAnswer
@@ -347,8 +353,10 @@ func orDefault(d, def time.Duration) time.Duration {
 // CloseIdleConnections closes the connections that are kept for later use.
 func (o *HTTPOptions) CloseIdleConnections() {
 	o.dropParked()
-	if c, ok := o.transport().(interface{ CloseIdleConnections() }); ok {
-		c.CloseIdleConnections()
+	for _, rt := range []http.RoundTripper{o.transport(), o.redirectTransport()} {
+		if c, ok := rt.(interface{ CloseIdleConnections() }); ok {
+			c.CloseIdleConnections()
+		}
 	}
 }
 
@@ -361,38 +369,97 @@ func (o *HTTPOptions) transport() http.RoundTripper {
 			o.rt = o.Transport
 			return
 		}
-		dialer := &net.Dialer{Timeout: orDefault(o.DialTimeout, 10*time.Second)}
-		t := &http.Transport{
-			DialContext:            dialer.DialContext,
-			TLSClientConfig:        o.TLS,
-			TLSHandshakeTimeout:    orDefault(o.TLSTimeout, 10*time.Second),
-			ForceAttemptHTTP2:      true,
-			DisableCompression:     true,
-			MaxIdleConnsPerHost:    16,
-			IdleConnTimeout:        90 * time.Second,
-			MaxResponseHeaderBytes: 64 << 10,
-		}
-		if o.Policy == nil {
-			t.Proxy = http.ProxyFromEnvironment
-		} else {
-			dialer.ControlContext = o.controlDial
-		}
-		o.rt = t
+		o.rt, o.redirected = o.newTransport(nil), o.newTransport(publicOnly)
 	})
 	return o.rt
 }
 
-// controlDial runs after name resolution, for each address about to be dialled.
-func (o *HTTPOptions) controlDial(_ context.Context, _, address string, _ syscall.RawConn) error {
-	ap, err := netip.ParseAddrPort(address)
-	if err == nil {
-		err = o.Policy(ap.Addr())
-	}
-	if err != nil {
-		return &policyError{err}
-	}
-	return nil
+// redirectTransport returns the one for what a public origin redirects to. It has
+// connections of its own: one that was made for others may lead to a private address.
+func (o *HTTPOptions) redirectTransport() http.RoundTripper {
+	o.transport()
+	return o.redirected
 }
+
+// newTransport makes a transport that asks also and the policy about each address.
+func (o *HTTPOptions) newTransport(also func(netip.Addr) error) *http.Transport {
+	dialer := &net.Dialer{Timeout: orDefault(o.DialTimeout, 10*time.Second)}
+	t := &http.Transport{
+		TLSClientConfig:        o.TLS,
+		TLSHandshakeTimeout:    orDefault(o.TLSTimeout, 10*time.Second),
+		ForceAttemptHTTP2:      true,
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    16,
+		IdleConnTimeout:        90 * time.Second,
+		MaxResponseHeaderBytes: 64 << 10,
+	}
+	if o.Policy == nil {
+		t.Proxy = http.ProxyFromEnvironment
+	}
+	// controlDial runs after name resolution, for each address about to be dialled.
+	dialer.ControlContext = func(ctx context.Context, _, address string, _ syscall.RawConn) error {
+		ap, err := netip.ParseAddrPort(address)
+		if err == nil && o.Policy != nil {
+			err = o.Policy(ap.Addr())
+		}
+		if err == nil && also != nil && isDirect(ctx) {
+			err = also(ap.Addr())
+		}
+		if err != nil {
+			return &policyError{err}
+		}
+		return nil
+	}
+	t.DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, network, address)
+		if err != nil || !isDirect(ctx) {
+			return conn, err // what a proxy says first is no answer to a request
+		}
+		return &guardedConn{Conn: conn}, nil
+	}
+	t.DialTLSContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+		conn, err := dialer.DialContext(ctx, network, address)
+		if err != nil {
+			return nil, err
+		}
+		return o.handshake(ctx, conn, address)
+	}
+	return t
+}
+
+// handshake makes a TLS connection of one that was dialled, guarded if HTTP/1 is spoken.
+func (o *HTTPOptions) handshake(ctx context.Context, conn net.Conn, address string) (net.Conn, error) {
+	cfg := &tls.Config{}
+	if o.TLS != nil {
+		cfg = o.TLS.Clone()
+	}
+	if host, _, err := net.SplitHostPort(address); err == nil && cfg.ServerName == "" {
+		cfg.ServerName = host
+	}
+	direct := isDirect(ctx)
+	switch {
+	case !direct:
+		cfg.NextProtos = nil
+	case len(cfg.NextProtos) == 0:
+		cfg.NextProtos = []string{"h2", "http/1.1"}
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, orDefault(o.TLSTimeout, 10*time.Second), errHandshakeTimeout)
+	defer cancel()
+	secure := tls.Client(conn, cfg)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		conn.Close()
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
+		return nil, err
+	}
+	if !direct || secure.ConnectionState().NegotiatedProtocol == "h2" {
+		return secure, nil
+	}
+	return &guardedConn{Conn: secure}, nil
+}
+
+var errHandshakeTimeout = errors.New("TLS handshake timeout")
 
 // policyError: the address policy refused. Trying again changes nothing.
 type policyError struct{ err error }

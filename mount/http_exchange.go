@@ -311,8 +311,9 @@ func (m *HTTPMount) try(ctx context.Context, stored *url.URL, r byteRange, p pin
 		first = u
 	}
 	at := first
+	var j journey
 	for hops := 0; ; hops++ {
-		resp, body, err := m.roundTrip(ctx, m.request(first, at, r, p))
+		resp, body, err := m.roundTrip(ctx, m.request(first, at, r, p), &j)
 		if err != nil {
 			return nil, m.fail(0, err)
 		}
@@ -414,14 +415,19 @@ func (m *HTTPMount) request(first, at *url.URL, r byteRange, p pin) *http.Reques
 }
 
 // roundTrip sends req and waits for the header of the answer, at most HeaderTimeout.
-func (m *HTTPMount) roundTrip(ctx context.Context, req *http.Request) (*http.Response, *httpBody, error) {
+func (m *HTTPMount) roundTrip(ctx context.Context, req *http.Request, j *journey) (*http.Response, *httpBody, error) {
 	o := m.options()
 	if o.Transport != nil && (o.Policy != nil || o.TLS != nil) {
 		return nil, nil, finalf("HTTPOptions: Policy and TLS work with the built-in transport only")
 	}
+	transport, err := o.transportFor(j, req)
+	if err != nil {
+		return nil, nil, err
+	}
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(orDefault(o.HeaderTimeout, 30*time.Second), func() { cancel(ErrStalled) })
-	resp, err := o.transport().RoundTrip(req.WithContext(ctx))
+	h := hop{direct: !o.proxied(req)}
+	resp, err := transport.RoundTrip(req.WithContext(traced(ctx, &h)))
 	timer.Stop()
 	if err != nil {
 		if cause := context.Cause(ctx); cause != nil {
@@ -430,6 +436,7 @@ func (m *HTTPMount) roundTrip(ctx context.Context, req *http.Request) (*http.Res
 		cancel(nil)
 		return nil, nil, err
 	}
+	j.passed(h, req.URL)
 	return resp, &httpBody{resp: resp, ctx: ctx, cancel: cancel, idle: orDefault(o.IdleTimeout, 30*time.Second)}, nil
 }
 

@@ -342,9 +342,10 @@ func TestHTTPRequests(t *testing.T) {
 // Stat and with the idle connections, and ends with the context of the Fetch that took it.
 func TestHTTPParked(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		open, tries := 0, 0
+		var open atomic.Int32
+		tries := 0
 		o := &mount.HTTPOptions{Transport: roundTripper(func(r *http.Request) (*http.Response, error) {
-			open++
+			open.Add(1)
 			tries++
 			return answerWith(200, nil, &closing{&stalledBody{r.Context(), strings.NewReader("abc")}, &open}), nil
 		})}
@@ -354,21 +355,21 @@ func TestHTTPParked(t *testing.T) {
 			if st, err := m.Stat(t.Context()); err != nil || !st.Ready {
 				t.Fatal(st, err)
 			}
-			if open != 1 {
-				t.Fatalf("%d bodies are open", open)
+			if open.Load() != 1 {
+				t.Fatalf("%d bodies are open", open.Load())
 			}
 		}
 		stat()
 		stat()
 		time.Sleep(6 * time.Second) // synthetic
 		synctest.Wait()
-		if open != 0 {
-			t.Errorf("%d bodies are kept", open)
+		if open.Load() != 0 {
+			t.Errorf("%d bodies are kept", open.Load())
 		}
 		for _, end := range []func(){func() { m.Close() }, o.CloseIdleConnections} {
 			stat()
-			if end(); open != 0 {
-				t.Errorf("%d bodies are kept", open)
+			if end(); open.Load() != 0 {
+				t.Errorf("%d bodies are kept", open.Load())
 			}
 		}
 		stat()
@@ -379,8 +380,8 @@ func TestHTTPParked(t *testing.T) {
 			var b [3]byte
 			n, err := io.ReadFull(r, b[:])
 			r.Close()
-			if string(b[:n]) != "abc" || err != nil || open != 0 {
-				t.Errorf("%q, %v, %d open", b[:n], err, open)
+			if string(b[:n]) != "abc" || err != nil || open.Load() != 0 {
+				t.Errorf("%q, %v, %d open", b[:n], err, open.Load())
 			}
 		}
 	})
@@ -388,12 +389,12 @@ func TestHTTPParked(t *testing.T) {
 
 type closing struct {
 	io.ReadCloser
-	open *int
+	open *atomic.Int32
 }
 
 func (c *closing) Close() error {
 	if c.open != nil {
-		*c.open--
+		c.open.Add(-1)
 		c.open = nil
 	}
 	return c.ReadCloser.Close()
