@@ -188,6 +188,9 @@ func (r *accessorReader) ReadAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	defer r.sa.h.leave()
+	if err := r.sa.h.changed; err != nil { // nobody checks these bytes
+		return 0, fmt.Errorf("shard %q: %w", r.sa.h.key, err)
+	}
 	return r.sa.h.r.ReadAt(p, off)
 }
 

@@ -3,6 +3,7 @@ package dagstore
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/dagstore/dagstore/fsm"
@@ -148,8 +149,11 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 		if e.undecided(req.kind, code) {
 			code = fsm.ErrReadOnly
 		}
-		if code == fsm.ErrReadOnly {
+		switch code {
+		case fsm.ErrReadOnly:
 			cause = e.failed
+		case fsm.ErrAway:
+			cause = e.awayError(lv, cause)
 		}
 		if r.Code == fsm.ErrInUse && lv != nil {
 			if users := lv.users(); users != "" {
@@ -167,6 +171,18 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 		}
 		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req.key, req.kind, code, cause), Seq: at.seq, Position: at.pos})
 	}
+}
+
+// awayError says that a shard's source cannot be had, and when it is tried again.
+func (e *eventLoop) awayError(lv *live, cause error) error {
+	u := &UnavailableError{Shards: []shard.Key{lv.key}, Reason: cause, Since: timeOf(lv.ail.since)}
+	if at := lv.ail.retryAt; at != 0 {
+		u.RetryAfter = max(time.Duration(at-e.now), time.Millisecond)
+	}
+	if lv.s.Life == shard.Registered {
+		return fmt.Errorf("%w: %w", ErrShardInitializationFailed, u)
+	}
+	return u
 }
 
 // undecided says that the verdict on a change rests on what may turn out otherwise when

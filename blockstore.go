@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"sync"
+	"time"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
@@ -17,6 +18,7 @@ import (
 	"github.com/dagstore/dagstore/internal/carscan"
 	"github.com/dagstore/dagstore/internal/cids"
 	"github.com/dagstore/dagstore/internal/planted"
+	"github.com/dagstore/dagstore/shard"
 )
 
 // ReadBlockstore is a read-only blockstore.
@@ -60,10 +62,10 @@ func (b *ShardBlockstore) locate(c cid.Cid, m string, checked bool) (location, e
 	}
 	switch {
 	case outside != nil:
-		return loc, &BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: outside}
+		return loc, b.cannot(&BlockError{Shard: h.key, Cid: c, Offset: loc.data, Err: outside})
 	case err != nil:
 		b.sa.noteDamage(err)
-		return loc, &BlockError{Shard: h.key, Cid: c, Offset: -1, Err: fmt.Errorf("index: %w", err)}
+		return loc, b.cannot(&BlockError{Shard: h.key, Cid: c, Offset: -1, Err: fmt.Errorf("index: %w", err)})
 	case !found:
 		return loc, ipld.ErrNotFound{Cid: c}
 	}
@@ -131,7 +133,7 @@ func (b *ShardBlockstore) readAnother(m string, first location, p []byte) []byte
 
 // check holds the bytes of a block against its multihash.
 func (b *ShardBlockstore) check(m string, p []byte) error {
-	if !b.verify || planted.Bug("store-block-not-verified") {
+	if !b.verify && b.sa.h.changed == nil || planted.Bug("store-block-not-verified") {
 		return nil
 	}
 	if code, digest, _ := cids.SplitString(m); !carscan.Matches(code, digest, p) {
@@ -150,9 +152,37 @@ func (b *ShardBlockstore) blame(c cid.Cid, m string, loc location, err error) (_
 		return lerr, false
 	case lerr != nil || now != loc:
 	case errors.Is(err, ErrBlockCorrupt), errors.Is(err, io.ErrUnexpectedEOF):
-		b.sa.noteBadCopy(err)
+		b.sa.noteBadSource(&BlockError{Shard: b.sa.h.key, Cid: c, Offset: loc.data, Err: err})
 	}
-	return &BlockError{Shard: b.sa.h.key, Cid: c, Offset: loc.data, Err: err}, true
+	return b.cannot(&BlockError{Shard: b.sa.h.key, Cid: c, Offset: loc.data, Err: err}), true
+}
+
+// cannot is what a reader is told of a block that is there and cannot be served: if that
+// passes, or if the source is not what was indexed, it is away; if its bytes are bad, or
+// the index is, it is what e says.
+func (b *ShardBlockstore) cannot(e *BlockError) error {
+	h := b.sa.h
+	u := &UnavailableError{Multihash: multihashOf(e.Cid), Shards: []shard.Key{h.key}, Reason: e, Since: time.Now()}
+	var damaged *index.DamagedError
+	switch {
+	case h.changed != nil:
+		e.Err = fmt.Errorf("%w: %w", h.changed, e.Err)
+		return u
+	case errors.Is(e.Err, io.ErrUnexpectedEOF), errors.As(e.Err, &damaged), errors.Is(e.Err, errOutside),
+		errors.Is(e.Err, ErrClosed), errors.Is(e.Err, index.ErrClosed), sourceFault(e.Err) == fsm.FaultSource:
+		return e
+	}
+	b.sa.noteUnreadable(e)
+	u.RetryAfter = lackRetry
+	return u
+}
+
+// multihashOf is the multihash of a block that an error names.
+func multihashOf(s fmt.Stringer) mh.Multihash {
+	if c, ok := s.(cid.Cid); ok {
+		return c.Hash()
+	}
+	return nil
 }
 
 // begin enters the accessor and takes the CID apart. With a nil error the caller
@@ -363,12 +393,26 @@ func (sa *ShardAccessor) noteDamage(err error) {
 	sa.loop.damaged(sa.lv, sa.h, fsm.FaultIndex, err)
 }
 
-// noteBadCopy has a local copy fetched afresh that was cut off, or whose bytes are not
+// noteBadSource has a local copy fetched afresh that was cut off, or whose bytes are not
 // what was indexed, once per handle. If blocks were not hashed when they were indexed,
-// the source's bytes may be as bad, and nothing is done about those.
-func (sa *ShardAccessor) noteBadCopy(err error) {
-	if sa.loop == nil || !sa.h.copied || sa.loop.d.cfg.SkipVerifyOnIndex && errors.Is(err, ErrBlockCorrupt) || sa.h.reported.Swap(true) {
+// the source's bytes may be as bad, and nothing is done about those. That a source which
+// is read in place has such bytes is noted, so that people see it and can recover it.
+func (sa *ShardAccessor) noteBadSource(err error) {
+	if sa.loop == nil || sa.h.changed != nil || sa.h.copied && sa.loop.d.cfg.SkipVerifyOnIndex && errors.Is(err, ErrBlockCorrupt) || sa.h.reported.Swap(true) {
 		return
 	}
-	sa.loop.damaged(sa.lv, sa.h, fsm.FaultCopy, err)
+	fault := fsm.FaultSource
+	if sa.h.copied {
+		fault = fsm.FaultCopy
+	}
+	sa.loop.damaged(sa.lv, sa.h, fault, err)
+}
+
+// noteUnreadable has the shared reader and index closed, once per handle: the next
+// acquire finds out whether they can be had.
+func (sa *ShardAccessor) noteUnreadable(err error) {
+	if sa.loop == nil || sa.h.reported.Swap(true) {
+		return
+	}
+	sa.loop.damaged(sa.lv, sa.h, fsm.FaultPassing, err)
 }

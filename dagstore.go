@@ -286,6 +286,7 @@ type DAGStore struct {
 	healer      *recoverer // recovers what fails, if Config.Recovery says so
 	loop        *eventLoop
 	courier     *courier
+	ailing      atomic.Int64 // shards that cannot be served now, by no fault of their own
 	traces      *bridge[Trace]
 	fails       *bridge[ShardResult]
 	top         atomic.Pointer[topLevel]

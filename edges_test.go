@@ -760,7 +760,7 @@ func TestOwnInverted(t *testing.T) {
 	own.fail = errors.New("disk full")
 	_, err := d.RegisterShardSync(background, key("bar"), carV1(), dagstore.RegisterOpts{})
 	wantErr(t, "register", err, own.fail)
-	wantState(t, d, key("bar"), dagstore.ShardStateErrored)
+	wantState(t, d, key("bar"), dagstore.ShardStateNew) // which is not the shard's fate
 	own.fail = nil
 	if _, err := d.RecoverShardSync(background, key("bar"), dagstore.RecoverOpts{}); err != nil {
 		t.Error(err)
@@ -1131,7 +1131,7 @@ func (r *flakyRepo) SaveShard(ctx context.Context, s *dagstore.PersistedShard) e
 func TestRecoverJoins(t *testing.T) {
 	bubble(t, func(t *testing.T) {
 		g := newGate()
-		g.setFail(errors.New("wire cut"))
+		g.setFail(changed("wire cut"))
 		g.letIn(1)
 		d := start(t, dagstore.Config{MountRegistry: registry(t, g)})
 		k := key("foo")

@@ -70,6 +70,7 @@ type eventLoop struct {
 	slow     pool
 	// initialising: the acquire that is being stepped is of nobody's making.
 	initialising bool
+	pauses       pauses
 	overdues     int // probes and opens that go on without a slot
 
 	seq      uint64    // of the last event given to the journal
@@ -90,7 +91,9 @@ type eventLoop struct {
 	// cancelled come to its end before the next is.
 	cancels func(context.CancelFunc) context.CancelFunc
 	clock   func() int64
-	held    map[Holder]int // accessors of those who let go when asked
+	// chance draws below n; the simulator draws by its seed.
+	chance func(n int64) int64
+	held   map[Holder]int // accessors of those who let go when asked
 }
 
 // input is one thing for the loop to deal with: a request, something that happens
@@ -114,6 +117,7 @@ type completion struct {
 	owned   bool
 	info    shard.IndexInfo
 	handle  *handle
+	changed error // in what way the source is not what was indexed
 }
 
 func newEventLoop(d *DAGStore) *eventLoop {
@@ -126,7 +130,7 @@ func newEventLoop(d *DAGStore) *eventLoop {
 		parked: make(map[fsm.Ticket]*request), sweeping: make(map[fsm.Ticket]struct{}),
 		mounts: make(map[uint64]retained),
 		copies: make(map[shard.Key]uint64), outlived: make(map[*handle]struct{}), held: make(map[Holder]int),
-		clock: func() int64 { return time.Now().UnixNano() },
+		clock: func() int64 { return time.Now().UnixNano() }, chance: chance,
 	}
 	e.mu.room = make(chan struct{})
 	e.out.Trace = d.traces.wanted()
@@ -382,8 +386,8 @@ func (e *eventLoop) feed(in *input) {
 			fi.Patience = lv.patience(req.destroy)
 		}
 	} else if c := in.done; c != nil {
-		fi.Attempt, fi.Err, fi.Fault = c.attempt, bounded(c.err), c.fault
-		fi.Ready, fi.Present, fi.Owned, fi.Info = c.ready, c.present, c.owned, c.info
+		fi.Attempt, fi.Err, fi.Fault = c.attempt, bounded(c.err), e.faultNow(lv, c)
+		fi.Ready, fi.Present, fi.Owned, fi.Info, fi.Changed = c.ready, c.present, c.owned, c.info, c.changed
 	}
 	if fi.Trigger == fsm.Resume {
 		fi.Heal = fsm.Heal(e.d.cfg.RecoverOnStart)
@@ -500,6 +504,7 @@ func (e *eventLoop) refuseAll() {
 		h.shut()
 	}
 	e.idle.stop()
+	e.pauses.stop()
 	e.mu.Lock()
 	e.mu.closed = true
 	late := append(e.mu.completion, e.mu.external...)

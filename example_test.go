@@ -196,8 +196,8 @@ func ExampleDAGStore_Explain() {
 	}
 	// Output:
 	// failed: true
-	// ShardStateErrored ready: false
-	// next: recover
+	// ShardStateNew ready: false
+	// next: initialise
 }
 
 // A long list comes in pages.

@@ -289,7 +289,7 @@ func TestF9RecoveringSurvivesNot(t *testing.T) {
 		cfg := dagstore.Config{TransientsDir: t.TempDir(), Datastore: base, MountRegistry: registry(t, g)}
 		d := start(t, cfg)
 		k := key("foo")
-		g.setFail(errors.New("wire cut"))
+		g.setFail(changed("wire cut"))
 		g.letIn(1)
 		if _, err := d.RegisterShardSync(background, k, &gateMount{carV1(), g}, dagstore.RegisterOpts{}); err == nil {
 			t.Fatal("registered through a cut wire")
@@ -1459,22 +1459,29 @@ func TestF30ChangedSource(t *testing.T) {
 		works(t, d, k)
 		settle()
 		writeFile(t, path, second)
-		_, err := d.AcquireShardSync(background, k, dagstore.AcquireOpts{})
-		var mismatch *index.SourceMismatchError
-		if !errors.As(err, &mismatch) {
-			t.Fatalf("acquire of a changed source: %v", err)
+		acc := acquire(t, d, k)
+		for range 2 {
+			_, err := blockstore(t, acc).Get(background, firstCids[0])
+			wantErr(t, "a block that is no longer there", err, mount.ErrSourceChanged)
+			wantErr(t, "a block that is no longer there", err, dagstore.ErrUnavailable)
 		}
-		wantState(t, d, k, dagstore.ShardStateErrored)
+		if _, err := io.ReadAll(acc.Reader()); !errors.Is(err, mount.ErrSourceChanged) {
+			t.Errorf("bytes that nobody can check: %v", err)
+		}
+		closeAll(t, acc)
+		settle()
+		var mismatch *index.SourceMismatchError
+		if i, err := d.GetShardInfo(k); err != nil || i.ShardState != dagstore.ShardStateAvailable || !errors.As(i.Error, &mismatch) {
+			t.Errorf("%+v, %v", i, err)
+		}
 		settle()
 		if len(failures) != 1 {
 			t.Errorf("%d failures told, want 1", len(failures))
 		}
-		_, err = d.ShardsContainingMultihash(background, firstCids[0].Hash())
-		wantErr(t, "lookup in an errored shard", err, ds.ErrNotFound)
 		if _, err := d.RecoverShardSync(background, k, dagstore.RecoverOpts{}); err != nil {
 			t.Fatal(err)
 		}
-		acc := acquire(t, d, k)
+		acc = acquire(t, d, k)
 		for _, c := range secondCids {
 			if _, err := blockstore(t, acc).Get(background, c); err != nil {
 				t.Error(err)

@@ -36,6 +36,7 @@ type handle struct {
 
 	extent   atomic.Pointer[Extent] // once somebody asked for it
 	copied   bool                   // the source is a local copy
+	changed  error                  // the source is not what was indexed: blocks count only if they hash
 	reported atomic.Bool            // damage was reported
 }
 
@@ -111,10 +112,12 @@ func (e *BlockError) Error() string {
 
 func (e *BlockError) Unwrap() error { return e.Err }
 
+var errOutside = errors.New("lie outside the source")
+
 // outside returns an error if n bytes at an offset are not all in the source.
 func (h *handle) outside(off int64, n int) error {
 	if off < 0 || n < 0 || off > h.size-int64(n) {
-		return fmt.Errorf("%d bytes at %d lie outside the source of %d bytes", n, off, h.size)
+		return fmt.Errorf("%d bytes at %d %w of %d bytes", n, off, errOutside, h.size)
 	}
 	return nil
 }

@@ -270,6 +270,10 @@ type gateMount struct {
 	gate *gate
 }
 
+// changed is an error of a mount that is evidence about its source, so that the shard
+// becomes errored. Any other only says that the source cannot be had.
+func changed(text string) error { return fmt.Errorf("%s: %w", text, mount.ErrSourceChanged) }
+
 func (m *gateMount) Fetch(ctx context.Context) (mount.Reader, error) {
 	g := m.gate
 	g.mu.Lock()

@@ -47,6 +47,9 @@ type finder interface {
 	// checkSource proves cheaply that r is what was indexed. It is called once,
 	// before find.
 	checkSource(r io.ReaderAt, size int64) error
+	// prove says whether blocks can be looked for in a source that is not what was
+	// indexed, after checkSource said so: where one was, if it hashes, it still is.
+	prove() bool
 	close()
 }
 
@@ -280,6 +283,15 @@ func (f *shardFinder) checkSource(r io.ReaderAt, size int64) error {
 	return nil
 }
 
+func (f *shardFinder) prove() bool {
+	b, bound := f.x.Binding()
+	if !bound || !f.x.SizesKnown() {
+		return false
+	}
+	f.base = b.DataOffset
+	return true
+}
+
 func (f *shardFinder) find(r io.ReaderAt, m string, checked bool) (location, bool, error) {
 	look := f.x.Find
 	if checked {
@@ -486,6 +498,8 @@ func (f *carFinder) findInMemory(r io.ReaderAt, m string) (loc location, found, 
 	loc, found, err = f.find(r, m, false)
 	return loc, found, true, err
 }
+
+func (f *carFinder) prove() bool { return false }
 
 func (f *carFinder) payloadEnd() int64 { return int64(f.layout.DataOffset + f.layout.DataSize) }
 

@@ -82,6 +82,10 @@ type ShardInfo struct {
 	ShardState
 	// Error is why the shard is errored or recovering, or why its last fetch failed.
 	Error error
+	// Since is when a shard began to ail that is not errored: its source could not be had,
+	// or this machine was short of something. NextTry is when it is tried again, or who
+	// asks for it has it tried again. Both are zero if there is nothing of the kind.
+	Since, NextTry time.Time
 
 	refs uint32
 }
@@ -95,7 +99,16 @@ func (lv *live) info() ShardInfo {
 	if cause := lv.pub.cause.Load(); cause != nil {
 		i.Error = *cause
 	}
+	i.Since, i.NextTry = timeOf(lv.pub.since.Load()), timeOf(lv.pub.retryAt.Load())
 	return i
+}
+
+// timeOf is the time of Unix nanoseconds, of which 0 stands for none.
+func timeOf(nanoseconds int64) time.Time {
+	if nanoseconds == 0 {
+		return time.Time{}
+	}
+	return time.Unix(0, nanoseconds)
 }
 
 // recordInfo is the state of a shard of which nothing volatile is known.

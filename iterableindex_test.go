@@ -64,7 +64,7 @@ func TestIndexThatIsNotThere(t *testing.T) {
 		if _, err := d.GetIterableIndex(shard.KeyFromString(long)); !errors.Is(err, dagstore.ErrShardUnknown) || len(err.Error()) > 300 {
 			t.Errorf("%.300v", err)
 		}
-		g.setFail(errors.New("wire cut"))
+		g.setFail(changed("wire cut"))
 		g.letIn(1)
 		settle()
 		wantState(t, d, key("begun"), dagstore.ShardStateErrored)

@@ -8,7 +8,6 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
-	"syscall"
 	"time"
 
 	"github.com/dagstore/dagstore/fsm"
@@ -255,6 +254,9 @@ func (e *eventLoop) finishJob(lv *live, in *input) {
 			c.handle.shut()
 		}
 	}
+	if c.fault == fsm.FaultShortage {
+		e.shed()
+	}
 	switch in.trig {
 	case fsm.FetchDone:
 		if c.err == nil && lv.s.Life != shard.None {
@@ -290,12 +292,12 @@ func (e *eventLoop) forgetCopy(lv *live) {
 func (j *job) run(ctx context.Context) (c *completion) {
 	defer func() {
 		if p := recover(); p != nil {
-			c = &completion{err: fmt.Errorf("%s: panic: %v", j.kind, p)}
+			c = &completion{err: panicked(j.kind.String(), p)}
 			j.d.log.Error("job panicked", "job", j.kind.String(), "shard", j.key.String(), "panic", p, "stack", string(debug.Stack()))
 		}
 	}()
 	if j.mnt == nil && j.kind != fsm.JobRemove {
-		return &completion{err: j.noMount}
+		return &completion{err: j.noMount, fault: fsm.FaultSource}
 	}
 	switch j.kind {
 	case fsm.JobProbe:
@@ -310,6 +312,9 @@ func (j *job) run(ctx context.Context) (c *completion) {
 		return j.remove()
 	}
 }
+
+// failed is the end of a job that could not have the source.
+func failed(err error) *completion { return &completion{err: err, fault: sourceFault(err)} }
 
 // upgrader makes the keeper of the shard's local copy.
 func (j *job) upgrader() (*mount.Upgrader, error) {
@@ -348,12 +353,12 @@ func (j *job) checkCopy(ctx context.Context, r io.ReaderAt, size int64) error {
 func (j *job) probe(ctx context.Context) *completion {
 	u, err := j.upgrader()
 	if err != nil {
-		return &completion{err: err}
+		return failed(err)
 	}
 	defer u.Close()
 	if j.fresh {
 		if err := u.Discard(); err != nil {
-			return &completion{err: fmt.Errorf("discard the local copy: %w", err)}
+			return failed(fmt.Errorf("discard the local copy: %w", err))
 		}
 	} else if u.Present() {
 		return &completion{present: true, owned: j.transient == "" || u.TransientPath() != j.transient}
@@ -361,9 +366,9 @@ func (j *job) probe(ctx context.Context) *completion {
 	st, err := abandonable(ctx, j.d, func() (mount.Stat, error) { return j.mnt.Stat(ctx) }, nil)
 	switch {
 	case err != nil:
-		return &completion{err: fmt.Errorf("failed to stat mount: %w", err)}
+		return failed(fmt.Errorf("failed to stat mount: %w", err))
 	case !st.Exists:
-		return &completion{err: fmt.Errorf("failed to fetch from mount: the source does not exist: %w", fs.ErrNotExist)}
+		return failed(fmt.Errorf("failed to fetch from mount: the source does not exist: %w", fs.ErrNotExist))
 	}
 	return &completion{ready: st.Ready}
 }
@@ -372,14 +377,14 @@ func (j *job) probe(ctx context.Context) *completion {
 func (j *job) fetch(ctx context.Context) *completion {
 	u, err := j.upgrader()
 	if err != nil {
-		return &completion{err: err}
+		return failed(err)
 	}
 	err = u.Ensure(ctx)
 	// Close waits for the end of a fetch that nobody waits for any more; a mount
 	// that ignores its context must not hold up the shard meanwhile.
 	j.d.jobs.Go(func() { u.Close() })
 	if err != nil {
-		return &completion{err: fmt.Errorf("failed to fetch from mount: %w", err)}
+		return failed(fmt.Errorf("failed to fetch from mount: %w", err))
 	}
 	return &completion{}
 }
@@ -533,7 +538,7 @@ func probeSize(r io.ReaderAt) (int64, error) {
 func (j *job) index(ctx context.Context) *completion {
 	r, err := j.reader(ctx)
 	if err != nil {
-		return &completion{err: fmt.Errorf("failed to acquire reader of mount on initialization: %w", err)}
+		return failed(fmt.Errorf("failed to acquire reader of mount on initialization: %w", err))
 	}
 	defer r.closeNow()
 	defer func() {
@@ -543,10 +548,10 @@ func (j *job) index(ctx context.Context) *completion {
 	}()
 	info, mhs, err := j.d.indices.build(ctx, j, r.Reader, r.size)
 	if err != nil {
-		return &completion{err: err}
+		return &completion{err: err, fault: j.indexFault(err)}
 	}
 	if err := j.d.top.Load().add(ctx, j, info, mhs); err != nil {
-		return &completion{err: fmt.Errorf("failed to add shard to the top-level index: %w", err)}
+		return failed(fmt.Errorf("failed to add shard to the top-level index: %w", err))
 	}
 	return &completion{info: info}
 }
@@ -562,7 +567,10 @@ func (j *job) open(ctx context.Context) *completion {
 	f, err := j.d.indices.open(j.key, j.gen)
 	if err != nil {
 		fault := fsm.FaultPassing
-		if isIndexFault(err) || errors.Is(err, index.ErrNotFound) || errors.Is(err, fs.ErrNotExist) {
+		switch {
+		case mount.IsShortage(err):
+			fault = fsm.FaultShortage
+		case isIndexFault(err) || errors.Is(err, index.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
 			fault = fsm.FaultIndex
 		}
 		return &completion{err: fmt.Errorf("failed to recover index for shard %s: %w", j.key, err), fault: fault}
@@ -572,17 +580,21 @@ func (j *job) open(ctx context.Context) *completion {
 			f.close()
 		}
 	}()
-	if err := f.checkSource(r.Reader, r.size); err != nil {
-		fault := j.dataFault(err)
-		if isIndexFault(err) {
+	changed := f.checkSource(r.Reader, r.size)
+	if changed != nil {
+		fault := j.dataFault(changed)
+		if isIndexFault(changed) {
 			fault = fsm.FaultIndex
 		}
-		return &completion{err: fmt.Errorf("the source is not what was indexed: %w", err), fault: fault}
+		changed = changedError(changed)
+		if fault != fsm.FaultSource || !f.prove() {
+			return &completion{err: changed, fault: fault}
+		}
 	}
 	h := newHandle(j.key, r, f, j.d.mapper(r.Reader))
-	h.copied = !j.direct
+	h.copied, h.changed = !j.direct, changed
 	ok = true
-	return &completion{handle: h}
+	return &completion{handle: h, changed: changed}
 }
 
 // mapper returns what maps a source, if it may be mapped; else nil. Those are the store's
@@ -605,22 +617,23 @@ func (d *DAGStore) mapper(r mount.Reader) fsio.Mapper {
 // dataFault says what is to blame for a failure to open the shard's bytes. That
 // they could not be read is no sign that they are bad.
 func (j *job) dataFault(err error) fsm.Fault {
-	var mismatch *index.SourceMismatchError
+	fault := sourceFault(err)
 	switch {
-	case !errors.As(err, &mismatch) && !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, errCopyGone) && passing(err):
-		return fsm.FaultPassing
 	case j.direct:
-		return fsm.FaultSource
-	default:
+		return fault
+	case fault == fsm.FaultSource, errors.Is(err, errCopyGone), errors.Is(err, fs.ErrNotExist):
 		return fsm.FaultCopy
 	}
+	return fault
 }
 
-// passing says that an error is of the operating system or of a context: it tells
-// nothing about what was to be read.
-func passing(err error) bool {
-	var errno syscall.Errno
-	return errors.As(err, &errno) || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled)
+// changedError says that a source is not what was indexed, if err is evidence of that.
+func changedError(err error) error {
+	var mismatch *index.SourceMismatchError
+	if errors.As(err, &mismatch) {
+		return fmt.Errorf("%w since it was indexed, recover the shard to index it afresh: %w", mount.ErrSourceChanged, err)
+	}
+	return fmt.Errorf("the source cannot be held to what was indexed: %w", err)
 }
 
 func isIndexFault(err error) bool {
@@ -679,7 +692,7 @@ func abandonable[T any](ctx context.Context, d *DAGStore, f func() (T, error), l
 		res := result{err: errNoReturn}
 		defer func() {
 			if p := recover(); p != nil {
-				res = result{err: fmt.Errorf("mount: panic: %v", p)}
+				res = result{err: panicked("mount", p)}
 			}
 			ch <- res
 		}()

@@ -41,6 +41,9 @@ type live struct {
 	sweep     *sweepOrder // waits for the running job to end
 	// noInitial: the caller's own copy was found wanting.
 	noInitial bool
+	ail       ailment
+	// was is what this life's index held when it was last recorded.
+	was shard.IndexInfo
 
 	idleNext, idlePrev *live
 	idleSince          int64
@@ -51,6 +54,9 @@ type live struct {
 		life  atomic.Uint32
 		refs  atomic.Int32 // open accessors and deliveries in flight; waiting acquires of an available shard count as one
 		cause atomic.Pointer[error]
+		// since is when the shard began to ail, retryAt when the next try is due; 0: not.
+		since, retryAt atomic.Int64
+		ail            atomic.Uint32
 	}
 }
 
@@ -82,7 +88,7 @@ func (e *eventLoop) addLive(lv *live) *live {
 // the loop, for that runs code of the mount's.
 func (e *eventLoop) reviveLive(rec *projection.Record) *live {
 	st := rec.State()
-	lv := &live{key: rec.Key(), url: st.URL, transient: st.Transient, seq: rec.Seq()}
+	lv := &live{key: rec.Key(), url: st.URL, transient: st.Transient, seq: rec.Seq(), was: st.Index}
 	s := &lv.s
 	restingShard(rec, s)
 	s.Healing = st.Life == shard.Errored && e.d.cfg.RecoverOnStart == RecoverOnAcquire && rec.Seq() <= e.startSeq
@@ -137,7 +143,7 @@ func (e *eventLoop) revived(lv *live, mnt mount.Mount, direct bool, err error) {
 func (d *DAGStore) instantiate(text string) (mnt mount.Mount, direct bool, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = fmt.Errorf("mount: panic: %v", p)
+			err = panicked("mount", p)
 		}
 	}()
 	u, err := mount.ParseURL(text)
@@ -165,8 +171,10 @@ func (lv *live) event(ev fsm.Event, now int64) shard.Event {
 		} else {
 			st.Reason = "unknown"
 		}
+		st.Index = lv.was // whose blocks are away, and not absent
 	case shard.Available:
 		st.Index = s.Info
+		lv.was = s.Info
 	}
 	return shard.Event{Gen: s.Gen, Time: now, Kind: ev.Kind, Key: lv.key, State: st}
 }
@@ -201,7 +209,9 @@ func rebuiltFromURL(m mount.Mount) bool {
 // publish shows the volatile state to readers outside the loop.
 func (e *eventLoop) publish(lv *live) {
 	e.publishRefs(lv)
+	e.noteAilment(lv)
 	s := &lv.s
+	lv.pub.ail.Store(uint32(s.Ail))
 	if s.Cause != nil {
 		cause := s.Cause
 		lv.pub.cause.Store(&cause)
@@ -232,7 +242,7 @@ func (e *eventLoop) rest(lv *live) {
 		return
 	}
 	s := &lv.s
-	if s.Life == shard.None || s.Idle() {
+	if s.Life == shard.None || s.Idle() || s.OnlyAils() && e.d.ailing.Load() > maxAiling {
 		e.forget(lv)
 		return
 	}
@@ -255,6 +265,10 @@ func (e *eventLoop) forget(lv *live) {
 	if lv.ownMount {
 		e.d.closeMount(lv.mnt)
 		lv.ownMount = false
+	}
+	if lv.ail.since != 0 {
+		lv.ail = ailment{}
+		e.d.ailing.Add(-1)
 	}
 	if lv.s.Life == shard.None {
 		delete(e.mounts, lv.s.Gen)

@@ -389,6 +389,8 @@ func errorFor(key shard.Key, kind fsm.Trigger, code fsm.Code, cause error) error
 		return fmt.Errorf("%s: %w", key, ErrShardChanged)
 	case fsm.ErrBusy:
 		return fmt.Errorf("%s: %w", key, ErrShardInUse)
+	case fsm.ErrAway:
+		return cause
 	}
 	if cause == nil {
 		cause = errors.New("cause unknown")

@@ -295,6 +295,7 @@ func (s *simulator) drive(e *eventLoop) {
 			s.hooks.main(true)
 		}
 	}
+	e.chance = func(n int64) int64 { return int64(s.seed*2654435761+e.turns) % n }
 	e.spawn = func(f func()) {
 		e.d.jobs.Add(1)
 		s.jobs = append(s.jobs, func() { defer e.d.jobs.Done(); f() })

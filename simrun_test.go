@@ -737,6 +737,7 @@ func (s *simulator) drain() {
 	for _, key := range m.keys {
 		s.drainShard(key)
 	}
+	m.closeAll()            // those that came late, after a pause
 	s.pass(3 * time.Second) // idle handles close
 	s.rest()
 	s.pass(3 * time.Second)
@@ -838,7 +839,12 @@ func (s *simulator) request(kind fsm.Trigger, key shard.Key) *simReq {
 		err = s.d.DestroyShard(r.ctx, key, r.out, DestroyOpts{})
 	}
 	s.submit(r, err)
-	s.rest()
+	for s.rest(); !r.answered; s.rest() { // what pauses goes on
+		if lv := s.e.d.mu.hot[key]; lv == nil || !lv.s.Resting {
+			break
+		}
+		s.pass(pauseMost)
+	}
 	return r
 }
 

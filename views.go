@@ -206,7 +206,9 @@ func (e *NoShardError) Unwrap() error { return errNoShard }
 
 // FindShards returns the available shards that hold a block, according to a top-level
 // index that is as fresh as c asks for, and how fresh that is. If there is none the
-// error is a *[NoShardError], which says as of when. The past cannot be asked for:
+// error is a *[NoShardError], which says as of when; an *[UnavailableError] if shards are
+// known to hold the block that cannot serve now; or a *[NotFreshError] if the index lacks
+// entries of shards, so that nobody can tell. The past cannot be asked for:
 // the entries of shards that were destroyed are gone.
 func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency) ([]shard.Key, Freshness, error) {
 	if err := d.freshFor(TopLevelView, c); err != nil {
@@ -217,17 +219,21 @@ func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency
 	if err != nil {
 		return nil, f, fmt.Errorf("find shards: %w", d.told(err))
 	}
-	holders, err := v.(*topLevel).holders(ctx, h)
+	t := v.(*topLevel)
+	holders, err := t.holders(ctx, h)
 	if err != nil {
 		return nil, f, err
 	}
 	kept := make([]shard.Key, 0, len(holders))
 	for i := range holders {
-		if holders[i].serves(f.Applied.Seq) {
+		if d.standing(&holders[i], f.Applied.Seq) == serving {
 			kept = append(kept, holders[i].key)
 		}
 	}
 	if len(kept) == 0 {
+		if err := d.notServed(t, h, holders, f.Applied); err != nil {
+			return nil, f, err
+		}
 		return nil, f, &NoShardError{Multihash: h, AsOf: f}
 	}
 	return kept, f, nil
@@ -269,7 +275,7 @@ func (d *DAGStore) LocalShards(keys []shard.Key) ([]bool, error) {
 	}
 	held := make([]holder, len(keys))
 	for i, key := range keys {
-		held[i] = holder{key, d.cat.Get(key)}
+		held[i] = holder{key: key, rec: d.cat.Get(key)}
 	}
 	cs := d.candidates(held)
 	if !d.loop.control(func() { d.loop.lookAt(cs) }) {

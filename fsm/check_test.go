@@ -107,7 +107,8 @@ func mark(n *Net, s *Shard) (m marking) {
 	m[PlaceParked] = uint64(code(s.Parked)) | uint64(code(s.Local))<<32
 	m[PlaceWaiting] = uint64(code(s.Waiting)) | uint64(s.Reclaimer)<<32
 	m[PlaceEnding] = uint64(code(s.Ending))
-	m[PlaceFault] = uint64(flags(s.Healing, s.Fresh, s.Retried, s.Ailing, s.Cause != nil))
+	m[PlaceFault] = uint64(flags(s.Healing, s.Fresh, s.Retried, s.Cause != nil)) | uint64(s.Ail)<<8
+	m[PlaceRest] = uint64(flags(s.Resting))
 	m[PlaceWish] = uint64(flags(s.Lazy, s.Eager))
 	m[PlaceJob] = uint64(s.job) | uint64(flags(s.slow, s.stale))<<8 | uint64(s.Attempt)<<16
 	for slot := FetchSlot; slot < numSlots; slot++ {
@@ -249,7 +250,15 @@ func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string
 	s, in, writable := st.s, st.in, !st.net.ReadOnly
 	cuts := t.On == Destroy && in.Patience == CutReaders && writable
 	emitted := func(kind shard.Kind) bool { return len(o.events) == 1 && o.events[0].Kind == kind }
-	ours := !old.stale && doneOf[old.job] == t.On && old.Attempt == in.Attempt
+	ours := !old.stale && old.job != JobNone && doneOf[old.job] == t.On && old.Attempt == in.Attempt
+	failed := ours && in.Err != nil && t.On != RemoveDone
+	// What goes on can be recorded. left is the life that a failure which passes leaves.
+	goesOn := writable || old.Life == shard.Available
+	left := old.Life
+	if left == shard.Initialising && in.Fault == FaultPassing {
+		left = shard.Registered
+	}
+	pauses := in.Fault.passes() || old.Life == shard.Available && t.On != OpenDone
 	for _, rule := range [...]struct {
 		broken bool
 		name   string
@@ -258,7 +267,9 @@ func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string
 		{t.On == Destroy && in.Patience == AwaitReaders && old.Refs > 0 && writable && (!has(s.Ending, in.Ticket) || len(o.events) > 0), "readers are not waited for"},
 		{t.On == CloseIdle && s.Handle == Open && s.Refs == 0, "an idle handle stays open"},
 		{t.On == Damage && in.Fault == FaultCopy && old.Life == shard.Available && old.job == JobNone && (s.Data == Present || old.Data == Present && !s.Fresh), "a bad copy is trusted"},
-		{t.On == Damage && in.Fault != FaultCopy && old.Life == shard.Available && old.job == JobNone && writable && !emitted(shard.EventRecovering), "damage is not mended"},
+		{t.On == Damage && in.Fault == FaultSource && old.Life == shard.Available && old.job == JobNone && (s.Ail != Changed || s.Cause != in.Err), "evidence is not noted"},
+		{t.On == Damage && in.Fault.passes() && old.Life == shard.Available && old.job == JobNone && s.Handle == Open, "what cannot be read from stays open"},
+		{t.On == Damage && in.Fault == FaultIndex && old.Life == shard.Available && old.job == JobNone && writable && !emitted(shard.EventRecovering), "damage is not mended"},
 		{t.On == Supersede && s.Life != shard.None, "a life goes on that another hand changed"},
 		{t.On == Supersede && len(o.events)+len(o.effects) != flags(old.Handle == Open)+flags(old.job != JobNone && !old.stale),
 			"what another hand did is recorded or swept here, or its job goes on"},
@@ -267,9 +278,24 @@ func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string
 		{t.On == Resume && old.Life == shard.Registered && s.Eager == s.Lazy, "eager ⇔ not lazy"},
 		{t.On == Recover && emitted(shard.EventRecovering) && s.Data == Present, "a recovery trusts the copy"},
 		{t.On == OpenDone && ours && in.Err != nil && in.Fault == FaultCopy && !old.Retried && s.Data == Present, "a bad copy is trusted"},
-		{t.On == OpenDone && ours && in.Err != nil && in.Fault == FaultPassing && (s.Life != old.Life || len(o.events) > 0), "a passing failure is held against the shard"},
+		{failed && in.Fault.passes() && len(o.events) > 0, "a passing failure is held against the shard"},
+		{failed && in.Fault.passes() && goesOn && s.Life != left, "a passing failure changes the life"},
+		{failed && pauses && goesOn && !s.Resting, "tries again at once"},
+		{failed && in.Fault == FaultPassing && goesOn && s.Ail != Away, "the source is away"},
+		{failed && in.Fault == FaultShortage && goesOn && (s.Ail != Short || len(o.replies) > 0), "who waits for what is short is told"},
+		{failed && in.Fault == FaultPassing && goesOn && s.acquires()+len(s.Waiting) > 0, "who waits for what is away is not told"},
+		{failed && !in.Fault.passes() && s.Life == shard.Available && t.On != OpenDone && s.Ail != Changed, "evidence is not noted"},
+		{t.On == Retry && s.Resting, "the pause does not end"},
+		{t.On == Acquire && away(old) && (len(old.Ending) == 0 || old.Refs == 0) && (len(o.replies) != 1 || o.replies[0].Code != ErrAway), "who asks in the pause is not told"},
+		{startsIn(o.effects) && s.Resting, "a job starts in the pause"},
+		{t.On == Recover && s.Resting && writable && old.Life != shard.None, "a recovery waits for the end of the pause"},
+		{t.On == Recover && old.Life == shard.Registered && old.Ail != Well && writable && !s.Eager, "a recovery is forgotten"},
+		{t.On == OpenDone && ours && in.Err == nil && in.Changed != nil && (s.Ail != Changed || s.Cause != in.Changed), "evidence is not noted"},
+		{t.On == OpenDone && ours && in.Err == nil && in.Changed == nil && s.Ail != Well, "ailing though it was opened"},
+		{t.On == IndexDone && ours && in.Err == nil && writable && s.Ail != Well, "ailing though it was indexed"},
 		{t.On == ProbeDone && ours && s.Data == Present && s.Owned != in.Owned, "the owner of the copy is mistaken"},
 		{t.On == FetchDone && ours && s.Data == Present && !s.Owned, "a fetched copy is the store's"},
+		{failed && (t.On != OpenDone || in.Fault.passes()) && goesOn && s.Cause != in.Err, "the cause is lost"},
 		{(t.On == ProbeDone || t.On == FetchDone || t.On == IndexDone) && ours && in.Err != nil && s.Cause != in.Err, "the cause is lost"},
 		{t.On == Auto && !writable && (s.Life == shard.Initialising || s.Index == Building && old.Index != Building), "begins what cannot be recorded"},
 	} {
@@ -278,6 +304,11 @@ func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string
 		}
 	}
 	return ""
+}
+
+// startsIn says that a job is among the effects which is none of the removal's.
+func startsIn(effects []Effect) bool {
+	return slices.ContainsFunc(effects, func(e Effect) bool { return e.Kind == StartJob && e.Job != JobRemove })
 }
 
 // misfit says why r may not be given, in words that know nothing of the table.
@@ -308,11 +339,14 @@ func misfit(r Reply, on Trigger, old, s *Shard, st *step) string {
 	case ErrEnding:
 		ok = own && on == Acquire && len(old.Ending) > 0 && old.Refs > 0
 	case ErrNotErrored:
-		ok = own && on == Recover && old.Life != shard.None && old.Life != shard.Errored && old.Life != shard.Recovering
+		ok = own && on == Recover && old.Life != shard.None && old.Life != shard.Errored && old.Life != shard.Recovering && old.Ail == Well
 	case ErrErrored:
 		ok = own && on == Acquire && old.Life == shard.Errored && r.Cause != nil
 	case ErrFailed:
-		ok = !own && on >= ProbeDone && in.Err != nil && r.Cause == in.Err
+		ok = !own && on >= ProbeDone && (in.Err != nil && r.Cause == in.Err && !in.Fault.passes() || on == RemoveDone && r.Cause == in.Err ||
+			on == OpenDone && in.Err == nil && r.Cause == in.Changed)
+	case ErrAway:
+		ok = r.Cause != nil && (own && on == Acquire && away(old) && r.Cause == old.Cause || !own && on >= ProbeDone && in.Fault == FaultPassing && r.Cause == in.Err)
 	case ErrNoCopy:
 		ok = old.Data != Direct && s.Data != Direct && (own && in.NoDownload || has(old.Local, r.Ticket))
 	case ErrReadOnly:
@@ -417,8 +451,11 @@ func (c *checker) shardState(w *world, i int) string {
 		{s.Owned && s.Data != Present && s.Data != Removing, "owned ⇒ a copy"},
 		{len(s.Local) > 0 && !s.Data.maybeCopied(), "local ≠ ∅ ⇒ a copy is possible"},
 		{(s.Life == shard.Errored || s.Life == shard.Recovering) && s.Cause == nil, "errored or recovering ⇒ a cause"},
-		{s.Ailing && (s.Life != shard.Available || s.Handle == Open || s.Cause == nil), "ailing ⇒ available, not open, a cause"},
-		{s.Cause != nil && !s.Ailing && s.Life != shard.Errored && s.Life != shard.Recovering &&
+		{s.Ail != Well && (s.Life == shard.Errored || s.Cause == nil), "ailing ⇒ not errored, a cause"},
+		{(s.Ail == Away || s.Ail == Short) && s.Handle == Open, "away or short ⇒ not open"},
+		{s.Ail == Changed && s.Life != shard.Available, "changed ⇒ available"},
+		{s.Resting && (s.Ail == Well || s.job != JobNone && s.job != JobRemove && !s.stale), "resting ⇒ ailing, and no job but a removal or a former life's"},
+		{s.Cause != nil && s.Ail == Well && s.Life != shard.Errored && s.Life != shard.Recovering &&
 			!(s.Life == shard.Registered && w.net.ReadOnly), "a cause ⇒ errored, recovering or ailing"},
 		{s.Healing && s.Life != shard.Errored, "healing ⇒ errored"},
 		{s.Eager && (s.Life != shard.Registered || !w.net.ReadOnly), "eager ⇒ registered, and begun as soon as it can be recorded"},
@@ -428,7 +465,7 @@ func (c *checker) shardState(w *world, i int) string {
 		{making && s.Idle(), "I10: an initialisation or recovery has a job or a place in a queue"},
 		{s.Idle() && (f.job != JobNone || tickets > 0 || holders > 0), "idle ⇒ nothing volatile"},
 		{s.Life == shard.None && (s.Data != Absent || s.Index != NoIndex || s.Handle != Closed || s.Lazy || s.Eager || s.Owned ||
-			s.Healing || s.Fresh || s.Retried || s.Ailing || s.Queued != NoSlot || s.Cause != nil), "no life ⇒ nothing but a stale job"},
+			s.Healing || s.Fresh || s.Retried || s.Ail != Well || s.Resting || s.Queued != NoSlot || s.Cause != nil), "no life ⇒ nothing but a stale job"},
 	} {
 		if rule.broken {
 			return "broken: " + rule.name
@@ -507,7 +544,8 @@ func (w *world) finishOne(variant int) bool {
 		}
 	}
 	for i := range w.cfg.shards {
-		if ins := w.completions(i); len(ins) > 0 {
+		ins := slices.DeleteFunc(w.completions(i), func(in Input) bool { return in.Err != nil && in.Fault == FaultShortage }) // shortages pass
+		if len(ins) > 0 {
 			in := ins[[...]int{0, len(ins) - 1, len(ins) / 2}[variant]]
 			w.apply(move{shard: i, in: in}, nil)
 			return true
@@ -516,6 +554,12 @@ func (w *world) finishOne(variant int) bool {
 	for i := range w.cfg.shards { // what waits for readers ends with them
 		if s := &w.shards[i]; len(s.Ending) > 0 && s.Refs > 0 {
 			w.apply(move{shard: i, in: Input{Trigger: Release}}, nil)
+			return true
+		}
+	}
+	for i := range w.cfg.shards {
+		if s := &w.shards[i]; s.Resting && s.acquires()+len(s.Waiting) > 0 {
+			w.apply(move{shard: i, in: Input{Trigger: Retry}}, nil)
 			return true
 		}
 	}

@@ -145,7 +145,7 @@ func TestFormerLife(t *testing.T) {
 func TestReleaseKeepsErrored(t *testing.T) {
 	b := newBed(t).open()
 	b.do(Input{Trigger: Acquire, Ticket: 1})
-	b.do(Input{Trigger: Damage, Err: errModel})
+	b.do(Input{Trigger: Damage, Fault: FaultIndex, Err: errModel})
 	b.done(Input{Err: errModel})
 	b.do(Input{Trigger: Release})
 	if b.s.Life != shard.Errored || b.s.Refs != 0 {
@@ -224,9 +224,9 @@ func TestOneQueueAtATime(t *testing.T) {
 	n, s := three()
 	var out Out
 	n.Step(s[0], &Input{Trigger: Acquire, Ticket: 1}, &out)    // the open token
-	n.Step(s[1], &Input{Trigger: Damage, Err: errModel}, &out) // the index token
+	n.Step(s[1], &Input{Trigger: Damage, Fault: FaultIndex, Err: errModel}, &out) // the index token
 	n.Step(s[2], &Input{Trigger: Acquire, Ticket: 3}, &out)    // lacks open
-	n.Step(s[2], &Input{Trigger: Damage, Err: errModel}, &out) // lacks index
+	n.Step(s[2], &Input{Trigger: Damage, Fault: FaultIndex, Err: errModel}, &out) // lacks index
 	_, _, open := n.Slots(OpenSlot)
 	if _, _, index := n.Slots(IndexSlot); open != 0 || index != 1 || s[2].Queued != IndexSlot {
 		t.Errorf("%d wait for open, %d for index, the shard for %s", open, index, s[2].Queued)

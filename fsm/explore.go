@@ -26,6 +26,7 @@ type config struct {
 	reclaim, slow   bool
 	ends            bool // destructions that wait for readers, or cut them off
 	overdue         bool // probes and opens that take long
+	mild            bool // no failures that pass
 	follower        bool // read-only from the start: another hand writes the records
 }
 
@@ -160,7 +161,8 @@ func (w *world) key() (k worldKey) {
 		s, f := &w.shards[j], &w.fates[j]
 		put(int(s.Life) | int(s.Data)<<4)
 		put(int(s.Index) | int(s.Handle)<<2 | int(s.Queued)<<4)
-		put(flags(s.Lazy, s.Eager, s.Owned, s.Healing, s.Fresh, s.Retried, s.Ailing, s.Cause != nil))
+		put(flags(s.Lazy, s.Eager, s.Owned, s.Healing, s.Fresh, s.Retried, s.Resting, s.Cause != nil))
+		put(int(s.Ail))
 		put(int(s.job) | flags(s.slow, s.stale)<<4)
 		put(int(s.Refs))
 		put(code(s.Parked)<<4 | code(s.Local))
@@ -306,8 +308,12 @@ func (w *world) movesInto(ms []move) []move {
 		}
 		if w.cfg.hostile {
 			step(i, Input{Trigger: CloseIdle})
-			step(i, Input{Trigger: Damage, Err: errModel})
-			step(i, Input{Trigger: Damage, Fault: FaultCopy, Err: errModel})
+			for fault := FaultSource; fault < numFaults; fault++ {
+				step(i, Input{Trigger: Damage, Fault: fault, Err: errModel})
+			}
+		}
+		if w.shards[i].Resting || w.cfg.late {
+			step(i, Input{Trigger: Retry})
 		}
 		if w.cfg.hostile || w.cfg.overdue {
 			step(i, Input{Trigger: Overdue, Attempt: w.shards[i].Attempt})
@@ -424,12 +430,18 @@ func (w *world) completions(i int) (ins []Input) {
 	if f.job == JobOpen {
 		add(func(in *Input) { in.Err, in.Fault = errModel, FaultIndex })
 		add(func(in *Input) { in.Err, in.Fault = errModel, FaultCopy })
+		add(func(in *Input) { in.Changed = errModel })
+	}
+	if f.job != JobRemove && !w.cfg.mild {
 		add(func(in *Input) { in.Err, in.Fault = errModel, FaultPassing })
+		add(func(in *Input) { in.Err, in.Fault = errModel, FaultShortage })
 	}
 	if w.cfg.late { // fields that do not count
 		add(func(in *Input) { in.Fault, in.Present, in.Ready = FaultIndex, true, true })
 		add(func(in *Input) { in.Fault = FaultCopy })
 		add(func(in *Input) { in.Fault = FaultPassing })
+		add(func(in *Input) { in.Fault = FaultShortage })
+		add(func(in *Input) { in.Err, in.Changed = errModel, errModel })
 		add(func(in *Input) { in.Err, in.Present = errModel, true })
 		add(func(in *Input) { in.Err, in.Ready = errModel, true })
 	}
@@ -446,7 +458,7 @@ func (w *world) strays(i int, step func(int, Input)) {
 		step(i, Input{Trigger: Release})
 	}
 	for job := JobProbe; job < numJobs; job++ {
-		for fault := FaultSource; fault <= FaultPassing; fault++ {
+		for fault := FaultSource; fault < numFaults; fault++ {
 			step(i, Input{Trigger: doneOf[job], Attempt: s.Attempt - 1, Fault: fault, Err: errModel})
 		}
 		step(i, Input{Trigger: doneOf[job], Attempt: s.Attempt - 1, Present: true})

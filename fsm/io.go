@@ -23,17 +23,18 @@ const (
 	Resume    // Heal; once per shard that needs something after a restart
 	Freeze    // Net.ReadOnly has been set; once per shard that is not idle
 	CloseIdle // close the shared reader and index if nobody uses them
-	Damage    // the index, or by Fault the local copy, was found damaged; Err says how
+	Damage    // Fault, Err: what a read found out
 	Overdue   // Attempt; the running probe or open takes long
+	Retry     // the pause after a try that failed for a cause that passes is over
 	// Supersede: the durable record of the shard was changed by another hand, the
 	// writer whose journal this store follows. Nothing known of it here holds.
 	Supersede
 
-	// Completions of jobs. Attempt, Err.
+	// Completions of jobs. Attempt, Err and its Fault.
 	ProbeDone // Ready, Present
 	FetchDone
 	IndexDone // Info
-	OpenDone  // Fault; what was opened is to be closed unless Handle is Open afterwards
+	OpenDone  // Changed; what was opened is to be closed unless Handle is Open afterwards
 	RemoveDone
 
 	numTriggers
@@ -41,7 +42,7 @@ const (
 
 var triggerNames = [numTriggers]string{
 	"auto", "register", "acquire", "release", "recover", "destroy", "cancel", "reclaim",
-	"resume", "freeze", "close-idle", "damage", "overdue", "supersede",
+	"resume", "freeze", "close-idle", "damage", "overdue", "retry", "supersede",
 	"probe-done", "fetch-done", "index-done", "open-done", "remove-done",
 }
 
@@ -67,7 +68,10 @@ type Input struct {
 	Fault      Fault
 	Heal       Heal
 	Err        error
-	Info       shard.IndexInfo
+	// Changed says in what way the source that was opened is not what was indexed. Its
+	// blocks are served as far as they can be proven.
+	Changed error
+	Info    shard.IndexInfo
 }
 
 // Heal says what becomes of an errored shard after a restart.
@@ -94,19 +98,24 @@ const (
 	CutReaders
 )
 
-// Fault says what a failed open found.
+// Fault says what a failed job, or a read, found.
 type Fault uint8
 
 const (
-	// FaultSource: the source cannot be opened or is no longer what was indexed.
+	// FaultSource: there is evidence about the source: it is no CAR, or not what was
+	// indexed.
 	FaultSource Fault = iota
 	// FaultIndex: the index is missing or damaged; the source is not to blame.
 	FaultIndex
 	// FaultCopy: the local copy is gone or damaged; the source is not to blame.
 	FaultCopy
-	// FaultPassing: something could not be opened now, and nothing is to blame for
-	// good: no descriptors left, an I/O error.
+	// FaultPassing: the source could not be had, or something could not be read. Nothing
+	// is to blame for good.
 	FaultPassing
+	// FaultShortage: this machine is short of something: descriptors, memory, space.
+	FaultShortage
+
+	numFaults
 )
 
 // Code says how a request ended.
@@ -133,6 +142,9 @@ const (
 	ErrReadOnly
 	// ErrBusy: the copy is needed and was not reclaimed.
 	ErrBusy
+	// ErrAway: the source could not be had when it was last tried, or something could not
+	// be read; Cause says why. It is tried again.
+	ErrAway
 	// ErrSuperseded: the life that the request waited for is not what the record says
 	// any more.
 	ErrSuperseded
@@ -143,7 +155,7 @@ const (
 )
 
 var codeNames = [numCodes]string{
-	"ok", "exists", "unknown", "in-use", "not-errored", "errored", "failed", "no-copy", "read-only", "busy", "superseded", "ending",
+	"ok", "exists", "unknown", "in-use", "not-errored", "errored", "failed", "no-copy", "read-only", "busy", "away", "superseded", "ending",
 }
 
 func (c Code) String() string { return codeNames[c] }

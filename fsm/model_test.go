@@ -13,13 +13,13 @@ import (
 // tokens away.
 func rivals() config {
 	cfg := oneShard(1)
-	cfg.shards, cfg.rival, cfg.late = 2, true, false
+	cfg.shards, cfg.rival, cfg.late, cfg.mild = 2, true, false, true
 	return cfg
 }
 
 // rivals2 has two callers, and only what they can do to each other.
 func rivals2() config {
-	return config{shards: 2, callers: 2, rival: true, copied: true, noDownload: true}
+	return config{shards: 2, callers: 2, rival: true, copied: true, noDownload: true, mild: true}
 }
 
 // delayed is one shard and a rival, woken some time after their token is free, by
@@ -57,14 +57,14 @@ func endingUnrecorded() config {
 // oneShard2 leaves out the stray inputs, which change nothing.
 func oneShard2() config {
 	cfg := oneShard(2)
-	cfg.late = false
+	cfg.late, cfg.mild = false, true
 	return cfg
 }
 
 // twoShards is two shards alike, each with a caller of its own, that share one
 // token of each kind.
 func twoShards() config {
-	return config{shards: 2, callers: 2, pinned: true, copied: true}
+	return config{shards: 2, callers: 2, pinned: true, copied: true, mild: true}
 }
 
 // sampled: pairs and explanations are looked at in every so many states.

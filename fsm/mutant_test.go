@@ -222,7 +222,8 @@ var mistakes = []struct {
 	{"keeps the cause", func(st *step, do func(*step)) { c := st.s.Cause; do(st); st.s.Cause = c }},
 	{"keeps the distrust", func(st *step, do func(*step)) { f := st.s.Fresh; do(st); st.s.Fresh = f }},
 	{"keeps the second try", func(st *step, do func(*step)) { r := st.s.Retried; do(st); st.s.Retried = r }},
-	{"keeps the ailment", func(st *step, do func(*step)) { a := st.s.Ailing; do(st); st.s.Ailing = a }},
+	{"keeps the ailment", func(st *step, do func(*step)) { a := st.s.Ail; do(st); st.s.Ail = a }},
+	{"keeps the pause", func(st *step, do func(*step)) { r := st.s.Resting; do(st); st.s.Resting = r }},
 	{"keeps the healing", func(st *step, do func(*step)) { h := st.s.Healing; do(st); st.s.Healing = h }},
 }
 

@@ -222,6 +222,7 @@ type pathKey struct {
 	parked, local, waiting, reclaims bool
 	ending, readOnly                 bool
 	bits                             int
+	ail                              Ailment
 	claims                           [numSlots]int
 }
 
@@ -230,7 +231,7 @@ func (p *pathNode) key() pathKey {
 	return pathKey{
 		s.Life, s.Data, s.Index, s.Handle, s.job, s.Queued, s.Refs,
 		len(s.Parked) > 0, len(s.Local) > 0, len(s.Waiting) > 0, s.Reclaimer != 0, len(s.Ending) > 0, p.net.ReadOnly,
-		flags(s.Lazy, s.Eager, s.Owned, s.Healing, s.Fresh, s.Retried, s.Ailing, s.Cause != nil, s.slow, s.stale), p.claims,
+		flags(s.Lazy, s.Eager, s.Owned, s.Healing, s.Fresh, s.Retried, s.Resting, s.Cause != nil, s.slow, s.stale), s.Ail, p.claims,
 	}
 }
 
@@ -273,7 +274,7 @@ func (p *pathNode) inputs(goal Goal) (ps []PathStep) {
 		case len(s.Parked) == 0:
 			ask(Acquire, 1, "an acquire")
 		}
-		if gRecoverable.holds(&p.net, s, &Input{}) {
+		if gRecoverable.holds(&p.net, s, &Input{}) || s.Life == shard.Registered && s.Ail != Well {
 			ask(Recover, 1, "a recover request")
 		}
 	case GoalGone, GoalReclaimed:
@@ -289,6 +290,9 @@ func (p *pathNode) inputs(goal Goal) (ps []PathStep) {
 		if len(s.Ending) > 0 && s.Refs > 0 {
 			ask(Release, int(s.Refs), "the closing of "+counted(int(s.Refs), "accessor"))
 		}
+	}
+	if s.Resting && goal != GoalGone {
+		ps = append(ps, PathStep{Times: 1, By: "the store", WaitsFor: "the end of the pause after the try that failed", in: Input{Trigger: Retry}})
 	}
 	ps = p.endings(ps)
 	if slot := s.Queued; slot != NoSlot && p.claims[slot] > 0 {

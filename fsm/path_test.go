@@ -144,6 +144,8 @@ func helping(w *world, goal Goal) (ms []move) {
 			good = goal == GoalGone || goal == GoalReclaimed && in.Trigger == Release
 		case Reclaim:
 			good = goal == GoalReclaimed
+		case Retry:
+			good = s.Resting && goal != GoalGone
 		case ProbeDone:
 			good = in.Err == nil && (s.stale || in.Ready && !in.Present || in.Present && in.Owned && !s.Fresh)
 		case FetchDone, IndexDone, OpenDone, RemoveDone:

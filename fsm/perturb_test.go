@@ -38,7 +38,8 @@ func perturb(n *Net, s *Shard, p Place, variant int) {
 	case PlaceFault:
 		s.Fresh, s.Retried = !s.Fresh, !s.Retried
 		if variant > 1 {
-			s.Healing, s.Ailing = !s.Healing, !s.Ailing
+			s.Healing = !s.Healing
+			s.Ail = (s.Ail + 1) % numAilments
 		}
 		if s.Cause == nil {
 			s.Cause = errModel
@@ -47,6 +48,8 @@ func perturb(n *Net, s *Shard, p Place, variant int) {
 		}
 	case PlaceEnding:
 		s.Ending = toggle(s.Ending)
+	case PlaceRest:
+		s.Resting = !s.Resting
 	case PlaceWish:
 		s.Eager, s.Lazy = !s.Eager, s.Lazy != (variant > 1)
 	case PlaceJob:

@@ -8,6 +8,17 @@ func (s *Shard) Slow() bool { return s.job == JobFetch && s.slow }
 // Overdue says that the running job is a probe or open that gave its token back.
 func (s *Shard) Overdue() bool { return s.slow && (s.job == JobProbe || s.job == JobOpen) }
 
+// OnlyAils says that nothing volatile is known of the shard but that its source could not
+// be had: forgotten, it is found out anew when the shard is asked for.
+func (s *Shard) OnlyAils() bool {
+	if s.Ail != Away || s.Resting || s.Life == shard.Recovering {
+		return false
+	}
+	well := *s
+	well.Ail = Well
+	return well.Idle()
+}
+
 // Acquires counts the acquires that wait.
 func (s *Shard) Acquires() int { return s.acquires() }
 
@@ -63,9 +74,11 @@ func (n *Net) Revert(s, before *Shard, time int64, seq uint64, out *Out) []Ticke
 	switch {
 	case running: // its completion goes on from here
 	case s.Life == shard.Initialising:
-		s.Life = shard.Registered
+		s.Life, s.Cause = shard.Registered, nil
+		s.Ail, s.Resting = Well, false
 	case s.Life == shard.Recovering:
 		s.Life, s.Fresh, s.Retried = shard.Errored, false, false // until it is recovered once more
+		s.Ail, s.Resting = Well, false
 	}
 	tickets = s.waiting(tickets)
 	if s.Reclaimer != 0 && s.job != JobRemove {
@@ -84,8 +97,9 @@ func (s *Shard) differs(o *Shard) (set Places) {
 		PlaceLife: s.Life != o.Life, PlaceData: s.Data != o.Data || s.Owned != o.Owned, PlaceIndex: s.Index != o.Index,
 		PlaceHandle: s.Handle != o.Handle, PlaceRefs: s.Refs != o.Refs, PlaceParked: s.acquires() != o.acquires(),
 		PlaceWaiting: len(s.Waiting) != len(o.Waiting) || s.Reclaimer != o.Reclaimer,
-		PlaceFault:   s.Healing != o.Healing || s.Fresh != o.Fresh || s.Retried != o.Retried || s.Ailing != o.Ailing || (s.Cause == nil) != (o.Cause == nil),
+		PlaceFault:   s.Healing != o.Healing || s.Fresh != o.Fresh || s.Retried != o.Retried || s.Ail != o.Ail || (s.Cause == nil) != (o.Cause == nil),
 		PlaceEnding:  len(s.Ending) != len(o.Ending),
+		PlaceRest:    s.Resting != o.Resting,
 		PlaceWish:    s.Eager != o.Eager, PlaceJob: s.job != o.job || s.slow != o.slow || s.stale != o.stale,
 	} {
 		if differ {

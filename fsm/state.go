@@ -77,6 +77,26 @@ var handleNames = [numHandle]string{"closed", "opening", "open"}
 
 func (h Handle) String() string { return handleNames[h] }
 
+// Ailment says what is the matter with a shard that its record does not tell.
+type Ailment uint8
+
+const (
+	// Well: nothing.
+	Well Ailment = iota
+	// Away: the source could not be had, or something could not be read.
+	Away
+	// Short: this machine was short of something. Whoever waits goes on waiting.
+	Short
+	// Changed: an available shard's source is not all that was indexed. It may be recovered.
+	Changed
+
+	numAilments
+)
+
+var ailmentNames = [numAilments]string{"well", "away", "short", "changed"}
+
+func (a Ailment) String() string { return ailmentNames[a] }
+
 // Slot names a shared place that holds tokens for running jobs.
 type Slot uint8
 
@@ -115,6 +135,7 @@ const (
 	PlaceEnding  // destructions that wait for accessors to be closed
 	PlaceWish    // whether initialisation is wanted without an acquire
 	PlaceJob     // the running job: its kind and attempt
+	PlaceRest    // the pause after a try that failed
 
 	numShardPlaces
 
@@ -127,7 +148,7 @@ const (
 )
 
 var placeNames = [numPlaces]string{
-	"life", "data", "index", "handle", "refs", "parked", "waiting", "fault", "ending", "wish", "job",
+	"life", "data", "index", "handle", "refs", "parked", "waiting", "fault", "ending", "wish", "job", "rest",
 	"fetch-slots", "index-slots", "open-slots", "journal",
 }
 
@@ -182,7 +203,13 @@ type Shard struct {
 	Healing bool // the next acquire of the errored shard recovers it
 	Fresh   bool // what an earlier attempt left must not be used
 	Retried bool // a rebuild or refetch was begun because an open failed
-	Ailing  bool // available, but the last fetch failed: may be recovered
+	// Ail is what keeps the shard from being served, or from being what it was, and is not
+	// recorded; Cause says more.
+	Ail Ailment
+	// Resting: the last try failed, and the next one comes after a pause.
+	//
+	//	Resting ⇒ Ail ≠ Well, and no job runs but a removal or a former life's
+	Resting bool
 	Queued  Slot // the slot place in whose queue the shard stands; NoSlot if none
 	Refs    int32
 	// Attempt numbers the jobs of this life. A completion that carries another
@@ -266,7 +293,7 @@ func (s *Shard) Job() Job { return s.job }
 // made again from its durable state with the same meaning.
 func (s *Shard) Idle() bool {
 	return s.Refs == 0 && s.acquires() == 0 && len(s.Waiting) == 0 && s.job == JobNone &&
-		s.Handle == Closed && s.Queued == NoSlot && !s.Healing && !s.Ailing && !s.Eager && !s.Fresh && !s.Retried
+		s.Handle == Closed && s.Queued == NoSlot && !s.Healing && s.Ail == Well && !s.Eager && !s.Fresh && !s.Retried
 }
 
 // acquires counts the acquires that wait.

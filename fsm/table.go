@@ -205,19 +205,34 @@ var (
 		func(s *Shard) bool { return s.Retried }, haveCause)
 	gWanted = on("initialisation wanted", places(PlaceParked, PlaceWish), "an acquire",
 		func(s *Shard) bool { return s.Eager || s.acquires() > 0 }, haveParked)
-	// gRecoverable: errored, or available with a failed fetch and nothing under way.
-	gRecoverable = on("errored, or available with a failed fetch", places(PlaceLife, PlaceFault, PlaceJob), "a failure",
+	gAiling  = on("last try failed", places(PlaceFault), "a failure", func(s *Shard) bool { return s.Ail != Well }, haveCause)
+	gRested  = on("no pause after a failed try", places(PlaceRest), "the end of the pause", func(s *Shard) bool { return !s.Resting }, haveRest)
+	gResting = on("pause after a failed try", places(PlaceRest), "a failure", func(s *Shard) bool { return s.Resting }, haveRest)
+	// gAway: who asks is told why, and not made to wait; gNotAway: is not.
+	gAway    = on("away, next try not due", places(PlaceRest, PlaceFault), "a failure", away, haveCause)
+	gNotAway = on("not away, or next try due", places(PlaceRest, PlaceFault), "the end of the pause",
+		func(s *Shard) bool { return !away(s) }, haveCause)
+	// gGoesOn: what is short is waited for; an outcome could be recorded if one has to be.
+	gGoesOn = &Guard{
+		Name: "available, or journal writable", Reads: places(PlaceLife, PlaceJournal), Need: "an outcome that can be recorded", Wakes: "reopening the store",
+		holds: func(n *Net, s *Shard, _ *Input) bool { return s.Life == shard.Available || !n.ReadOnly },
+		have:  func(*Net, *Shard, *Input) string { return "the journal is read-only" },
+	}
+	// gRecoverable: errored, or available with a source that is not what was indexed and
+	// nothing under way.
+	gRecoverable = on("errored, or available and changed", places(PlaceLife, PlaceFault, PlaceJob), "a failure",
 		func(s *Shard) bool {
-			return s.Life == shard.Errored || s.Life == shard.Available && s.Ailing && s.job == JobNone
+			return s.Life == shard.Errored || s.Life == shard.Available && s.Ail == Changed && s.job == JobNone
 		}, func(s *Shard) string { return "life is " + s.Life.String() + ", " + haveCause(s) })
-	// gMending: what a recovery would do is being done.
+	// gMending: what a recovery would do is being done, or is done by the next try.
 	gMending = on("already being mended", places(PlaceLife, PlaceFault, PlaceJob), "a recovery",
 		func(s *Shard) bool {
-			return s.Life == shard.Recovering || s.Life == shard.Available && s.Ailing && s.job != JobNone
+			return s.Life == shard.Recovering || s.Life == shard.Initialising && s.Ail != Well ||
+				s.Life == shard.Available && (s.Ail == Away || s.Ail == Short || s.Ail == Changed && s.job != JobNone)
 		}, func(s *Shard) string { return "life is " + s.Life.String() + ", " + haveJob(s) })
 	gHealthy = on("nothing to recover", places(PlaceLife, PlaceFault), "a failure",
 		func(s *Shard) bool {
-			return s.Life == shard.Registered || s.Life == shard.Initialising || s.Life == shard.Available && !s.Ailing
+			return (s.Life == shard.Registered || s.Life == shard.Initialising || s.Life == shard.Available) && s.Ail == Well
 		}, func(s *Shard) string { return "life is " + s.Life.String() + ", " + haveCause(s) })
 	// gWantsProbe: somebody would use a copy if there is one. gWantsData: somebody
 	// wants one made. An initialisation or recovery wants it for itself, as long as
@@ -274,15 +289,20 @@ var (
 	gBadSource = onInput("source at fault", func(in *Input) bool { return in.Fault == FaultSource })
 	gBadIndex  = onInput("index at fault", func(in *Input) bool { return in.Fault == FaultIndex })
 	gBadCopy   = onInput("copy at fault", func(in *Input) bool { return in.Fault == FaultCopy })
-	gNotCopy   = onInput("not the copy at fault", func(in *Input) bool { return in.Fault != FaultCopy })
 	gPassing   = onInput("nothing at fault for good", func(in *Input) bool { return in.Fault == FaultPassing })
+	gShortage  = onInput("this machine is short", func(in *Input) bool { return in.Fault == FaultShortage })
+	gNotShort  = onInput("this machine is not short", func(in *Input) bool { return in.Fault != FaultShortage })
+	gForGood   = onInput("something at fault for good", func(in *Input) bool { return !in.Fault.passes() })
+	gPasses    = onInput("a fault that passes", func(in *Input) bool { return in.Fault.passes() })
+	gChanged   = onInput("source changed", func(in *Input) bool { return in.Changed != nil })
+	gUnchanged = onInput("source unchanged", func(in *Input) bool { return in.Changed == nil })
 
 	// gCannotMend: only a copy can be mended without recording anything, once.
 	gCannotMend = &Guard{
 		Name: "cannot be mended unrecorded", Reads: places(PlaceFault), Need: "the source or the index at fault, or a second try",
 		Wakes: "reopening the store",
 		holds: func(_ *Net, s *Shard, in *Input) bool {
-			return in.Fault != FaultPassing && (in.Fault != FaultCopy || s.Retried)
+			return !in.Fault.passes() && (in.Fault != FaultCopy || s.Retried)
 		},
 		have: func(_ *Net, s *Shard, _ *Input) string { return haveCause(s) },
 	}
@@ -375,6 +395,19 @@ func jobGuard(name, need string, holds func(*Shard, *Input) bool) *Guard {
 			return fmt.Sprintf("job %s, attempt %d, of a former life: %t", s.job, s.Attempt, s.stale)
 		},
 	}
+}
+
+// passes says that the fault is nobody's for good.
+func (f Fault) passes() bool { return f == FaultPassing || f == FaultShortage }
+
+// away says that who asks for the shard is told why it cannot be had, until the next try.
+func away(s *Shard) bool { return s.Resting && s.Ail != Short }
+
+func haveRest(s *Shard) string {
+	if s.Resting {
+		return "paused after a failed try: " + haveCause(s)
+	}
+	return "no pause"
 }
 
 // noDownload: the request may be refused rather than have a copy fetched. A

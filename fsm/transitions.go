@@ -9,7 +9,8 @@ import (
 var (
 	answers    = places(PlaceParked, PlaceWaiting) // everybody who waits
 	fails      = answers | places(PlaceLife, PlaceFault)
-	ails       = answers | places(PlaceFault)
+	ails       = answers | places(PlaceFault, PlaceRest)
+	rests      = places(PlaceFault, PlaceRest)
 	recovers   = places(PlaceLife, PlaceFault)
 	probeEnds  = places(PlaceJob, PlaceData, PlaceOpenSlots)
 	fetchEnds  = places(PlaceJob, PlaceData, PlaceFetchSlots)
@@ -31,20 +32,22 @@ var table = []*Transition{
 
 	{Name: "acquire-open", On: Acquire, Guards: g(gOpen, gStays), Writes: places(PlaceRefs), Op: OpAcquire,
 		Does: "count a reference and answer with an accessor", do: doAcquireOpen},
-	{Name: "acquire-park", On: Acquire, Guards: g(gServing, gNotOpen, gStays, gMayFetch),
+	{Name: "acquire-park", On: Acquire, Guards: g(gServing, gNotOpen, gStays, gMayFetch, gNotAway),
 		Writes: places(PlaceParked), Op: OpAcquire, Does: "wait for the data and the index to be made and opened", do: doPark},
-	{Name: "acquire-local", On: Acquire, Guards: g(gServing, gNotOpen, gStays, gMaybeLocal),
+	{Name: "acquire-local", On: Acquire, Guards: g(gServing, gNotOpen, gStays, gMaybeLocal, gNotAway),
 		Writes: places(PlaceParked), Op: OpAcquire, Does: "wait, unless a copy would have to be fetched", do: func(t *step) { t.s.Local = append(t.s.Local, t.in.Ticket) }},
-	{Name: "acquire-no-copy", On: Acquire, Guards: g(gServing, gStays, gWouldFetch),
+	{Name: "acquire-no-copy", On: Acquire, Guards: g(gServing, gStays, gWouldFetch, gNotAway),
 		Op: OpAcquire, Does: "refuse: it would need a download", do: answer(ErrNoCopy)},
-	{Name: "acquire-first", On: Acquire, Guards: g(gUnborn, gWritable, gMayFetch),
+	{Name: "acquire-first", On: Acquire, Guards: g(gUnborn, gWritable, gMayFetch, gNotAway),
 		Writes: places(PlaceParked), Op: OpAcquire, Does: "wait; the shard will be initialised", do: doPark},
-	{Name: "acquire-first-no-download", On: Acquire, Guards: g(gUnborn, gWritable, gNoDownload),
+	{Name: "acquire-first-no-download", On: Acquire, Guards: g(gUnborn, gWritable, gNoDownload, gNotAway),
 		Op: OpAcquire, Does: "refuse: initialising may need a download", do: answer(ErrNoCopy)},
-	{Name: "acquire-read-only", On: Acquire, Guards: g(gUnborn, gReadOnly),
+	{Name: "acquire-read-only", On: Acquire, Guards: g(gUnborn, gReadOnly, gNotAway),
 		Op: OpAcquire, Does: "refuse: the index could not be recorded", do: answer(ErrReadOnly)},
 	{Name: "acquire-ending", On: Acquire, Guards: g(gServing, gEnding), Op: OpAcquire,
 		Does: "refuse: a destruction waits for the open accessors", do: answer(ErrEnding)},
+	{Name: "acquire-away", On: Acquire, Guards: g(gAway, gStays), Op: OpAcquire,
+		Does: "refuse with the cause: the next try is not due", do: func(t *step) { t.reply(t.in.Ticket, ErrAway, t.s.Cause) }},
 	{Name: "acquire-errored", On: Acquire, Guards: g(gErrored, gNotHealing), Op: OpAcquire,
 		Does: "refuse with the cause", do: answerCause},
 	{Name: "acquire-heal", On: Acquire, Guards: g(gHealing, gMayFetch, gWritable), Op: OpRecover,
@@ -61,24 +64,27 @@ var table = []*Transition{
 	{Name: "release-stray", On: Release, Guards: g(gNoRefs), Op: OpNone, Does: "nothing", do: nothing},
 
 	{Name: "recover", On: Recover, Guards: g(gRecoverable, gWritable), Op: OpRecover,
-		Writes: recovers | answers | places(PlaceData, PlaceIndex), Emits: k(shard.EventRecovering),
+		Writes: recovers | answers | places(PlaceData, PlaceIndex, PlaceHandle, PlaceRest), Emits: k(shard.EventRecovering),
 		Does: "fetch and index afresh; answer with the outcome",
 		do:   doRecover},
-	{Name: "recover-join", On: Recover, Guards: g(gMending), Writes: places(PlaceWaiting), Op: OpNone,
-		Does: "wait for the outcome of what is under way", do: func(t *step) { t.await() }},
+	{Name: "recover-join", On: Recover, Guards: g(gMending), Writes: places(PlaceWaiting, PlaceRest), Op: OpNone,
+		Does: "wait for the outcome of what is under way, or of a try made now", do: func(t *step) { t.await(); t.s.Resting = false }},
+	{Name: "recover-first", On: Recover, Guards: g(gUnborn, gAiling, gWritable), Writes: places(PlaceWaiting, PlaceRest, PlaceWish), Op: OpNone,
+		Does: "initialise now; answer with the outcome", do: func(t *step) { t.await(); t.s.Resting, t.s.Eager = false, true }},
+	{Name: "recover-first-read-only", On: Recover, Guards: g(gUnborn, gAiling, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
 	{Name: "recover-refused", On: Recover, Guards: g(gHealthy), Op: OpNone, Does: "refuse: nothing to recover", do: answer(ErrNotErrored)},
 	{Name: "recover-read-only", On: Recover, Guards: g(gRecoverable, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
 	{Name: "recover-unknown", On: Recover, Guards: g(gNoLife), Op: OpNone, Does: "refuse: no such shard", do: answer(ErrUnknown)},
 
 	{Name: "destroy", On: Destroy, Guards: g(gHasLife, gNoRefs, gWritable), Op: OpDestroy,
-		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceWish, PlaceJob), Emits: k(shard.EventDestroyed),
+		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceWish, PlaceJob, PlaceRest), Emits: k(shard.EventDestroyed),
 		Does: "end the life; waiting callers learn that the shard is gone; sweep its files, then answer", do: doDestroy},
 	{Name: "destroy-in-use", On: Destroy, Guards: g(gRefs, gRefuses), Op: OpNone, Does: "refuse: accessors are open", do: answer(ErrInUse)},
 	{Name: "destroy-wait", On: Destroy, Guards: g(gRefs, gWaits, gWritable), Writes: places(PlaceEnding), Op: OpNone,
 		Does: "wait until the open accessors are closed; nobody gets another meanwhile",
 		do:   func(t *step) { t.s.Ending = append(t.s.Ending, t.in.Ticket) }},
 	{Name: "destroy-cut", On: Destroy, Guards: g(gRefs, gCuts, gWritable), Op: OpDestroy,
-		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceRefs, PlaceEnding, PlaceWish, PlaceJob), Emits: k(shard.EventDestroyed),
+		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceRefs, PlaceEnding, PlaceWish, PlaceJob, PlaceRest), Emits: k(shard.EventDestroyed),
 		Does: "cut the readers off, then as destroy", do: doCutAndDestroy},
 	{Name: "destroy-insist-read-only", On: Destroy, Guards: g(gRefs, gInsists, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
 	{Name: "destroy-read-only", On: Destroy, Guards: g(gHasLife, gNoRefs, gReadOnly), Op: OpNone, Does: "refuse: read-only", do: answer(ErrReadOnly)},
@@ -121,13 +127,18 @@ var table = []*Transition{
 	{Name: "close-idle-in-use", On: CloseIdle, Guards: g(gOpen, gRefs), Op: OpNone, Does: "nothing", do: nothing},
 	{Name: "close-idle-closed", On: CloseIdle, Guards: g(gNotOpen), Op: OpNone, Does: "nothing", do: nothing},
 
-	{Name: "damage", On: Damage, Guards: g(gAvail, gNoJob, gNotCopy, gWritable), Op: OpRecover, Writes: recovers | places(PlaceIndex, PlaceHandle), Emits: k(shard.EventRecovering),
-		Does: "drop the index and build it again from the data at hand", do: func(t *step) { t.closeHandle(); t.dropIndex(); t.recover(t.in.Err) }},
+	{Name: "damage", On: Damage, Guards: g(gAvail, gNoJob, gBadIndex, gWritable), Op: OpRecover, Writes: recovers | places(PlaceIndex, PlaceHandle, PlaceRest), Emits: k(shard.EventRecovering),
+		Does: "drop the index and build it again from the data at hand", do: func(t *step) { t.closeHandle(); t.dropIndex(); t.s.Resting = false; t.recover(t.in.Err) }},
 	{Name: "damage-busy", On: Damage, Guards: g(gAvail, gHasJob), Op: OpNone,
 		Does: "nothing: the next open will find it", do: nothing},
 	{Name: "damage-copy", On: Damage, Guards: g(gAvail, gNoJob, gBadCopy), Op: OpNone, Writes: places(PlaceHandle, PlaceData, PlaceParked, PlaceFault),
 		Does: "stop using the local copy; the next acquire fetches afresh", do: doDistrust},
-	{Name: "damage-read-only", On: Damage, Guards: g(gAvail, gNoJob, gNotCopy, gReadOnly), Op: OpNone, Does: "nothing: it cannot be recorded", do: nothing},
+	{Name: "damage-source", On: Damage, Guards: g(gAvail, gNoJob, gBadSource), Op: OpFail, Writes: places(PlaceFault),
+		Does: "note that not all of the source is what was indexed; go on serving what can be proven",
+		do:   func(t *step) { t.s.Ail, t.s.Cause = Changed, t.in.Err; t.notify() }},
+	{Name: "damage-passing", On: Damage, Guards: g(gAvail, gNoJob, gPasses), Op: OpNone, Writes: places(PlaceHandle),
+		Does: "close the shared reader and index: the next acquire finds out whether they can be had", do: func(t *step) { t.closeHandle() }},
+	{Name: "damage-read-only", On: Damage, Guards: g(gAvail, gNoJob, gBadIndex, gReadOnly), Op: OpNone, Does: "nothing: it cannot be recorded", do: nothing},
 	{Name: "damage-known", On: Damage, Guards: g(lifeIs(shard.None, shard.Registered, shard.Initialising, shard.Errored, shard.Recovering)),
 		Op: OpNone, Does: "nothing", do: nothing},
 
@@ -135,8 +146,12 @@ var table = []*Transition{
 		Does: "give the token back and let the job go on: a source that hangs holds up nobody", do: doOverdue},
 	{Name: "overdue-late", On: Overdue, Guards: g(gOpensWithout), Op: OpNone, Does: "nothing", do: nothing},
 
+	{Name: "retry", On: Retry, Guards: g(gResting), Op: OpNone, Writes: places(PlaceRest),
+		Does: "let what is wanted be tried again", do: func(t *step) { t.s.Resting = false }},
+	{Name: "retry-late", On: Retry, Guards: g(gRested), Op: OpNone, Does: "nothing", do: nothing},
+
 	{Name: "superseded", On: Supersede, Guards: g(gHasLife), Op: OpNone,
-		Writes: answers | places(PlaceLife, PlaceData, PlaceIndex, PlaceHandle, PlaceRefs, PlaceFault, PlaceWish, PlaceJob),
+		Writes: answers | places(PlaceLife, PlaceData, PlaceIndex, PlaceHandle, PlaceRefs, PlaceFault, PlaceWish, PlaceJob, PlaceRest),
 		Does:   "drop the life: waiting callers learn that another hand changed it; open accessors outlive it uncounted", do: doSupersede},
 	{Name: "superseded-nothing", On: Supersede, Guards: g(gNoLife), Op: OpNone, Does: "nothing", do: nothing},
 
@@ -150,12 +165,18 @@ var table = []*Transition{
 	{Name: "probe-slow", On: ProbeDone, Guards: g(isCurrent(JobProbe), gOK, gMissing, gIsSlow), Op: OpNone,
 		Writes: probeEnds | places(PlaceParked), Does: "fetch without a slot, in which it would idle; refuse who wants no download",
 		do: func(t *step) { t.endJob(); t.s.Data = Slow; t.refuseLocal() }},
-	{Name: "probe-failed", On: ProbeDone, Guards: g(isCurrent(JobProbe), gMaking, gFailed, gWritable), Op: OpFail,
+	{Name: "probe-failed", On: ProbeDone, Guards: g(isCurrent(JobProbe), gMaking, gFailed, gForGood, gWritable), Op: OpFail,
 		Writes: probeEnds | fails, Emits: k(shard.EventFailed), Does: "errored; everybody who waits learns why",
 		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.fail() }},
-	{Name: "probe-failed-available", On: ProbeDone, Guards: g(isCurrent(JobProbe), gAvail, gFailed), Op: OpFail,
-		Writes: probeEnds | ails, Does: "those who wait learn why; the next acquire tries afresh",
+	{Name: "probe-failed-available", On: ProbeDone, Guards: g(isCurrent(JobProbe), gAvail, gFailed, gNotShort), Op: OpFail,
+		Writes: probeEnds | ails, Does: "those who wait learn why; after a pause the next acquire tries afresh",
 		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.ail() }},
+	{Name: "probe-away", On: ProbeDone, Guards: g(isCurrent(JobProbe), gMaking, gFailed, gPassing, gWritable), Op: OpFail,
+		Writes: probeEnds | fails | places(PlaceRest), Does: "nothing is held against the shard; those who wait learn why; tried again after a pause",
+		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.ail() }},
+	{Name: "probe-short", On: ProbeDone, Guards: g(isCurrent(JobProbe), gFailed, gShortage, gGoesOn), Op: OpNone,
+		Writes: probeEnds | rests, Does: "everybody goes on waiting; tried again after a pause",
+		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.short() }},
 	{Name: "probe-failed-read-only", On: ProbeDone, Guards: g(isCurrent(JobProbe), gMaking, gFailed, gReadOnly), Op: OpNone,
 		Writes: probeEnds | places(PlaceFault), Does: "note the cause, then give up",
 		do: func(t *step) { t.endJob(); t.s.Data, t.s.Cause = Absent, t.in.Err }},
@@ -163,12 +184,18 @@ var table = []*Transition{
 	{Name: "fetched", On: FetchDone, Guards: g(isCurrent(JobFetch), gOK), Op: OpNone,
 		Writes: fetchEnds | places(PlaceFault), Does: "a complete, verified copy is durable",
 		do: func(t *step) { t.endJob(); t.s.Data, t.s.Owned, t.s.Fresh = Present, true, false }},
-	{Name: "fetch-failed", On: FetchDone, Guards: g(isCurrent(JobFetch), gMaking, gFailed, gWritable), Op: OpFail,
+	{Name: "fetch-failed", On: FetchDone, Guards: g(isCurrent(JobFetch), gMaking, gFailed, gForGood, gWritable), Op: OpFail,
 		Writes: fetchEnds | fails, Emits: k(shard.EventFailed), Does: "errored; everybody who waits learns why",
 		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.fail() }},
-	{Name: "fetch-failed-available", On: FetchDone, Guards: g(isCurrent(JobFetch), gAvail, gFailed), Op: OpFail,
-		Writes: fetchEnds | ails, Does: "those who wait learn why; the next acquire or recovery fetches afresh",
+	{Name: "fetch-failed-available", On: FetchDone, Guards: g(isCurrent(JobFetch), gAvail, gFailed, gNotShort), Op: OpFail,
+		Writes: fetchEnds | ails, Does: "those who wait learn why; after a pause the next acquire or recovery fetches afresh",
 		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.ail() }},
+	{Name: "fetch-away", On: FetchDone, Guards: g(isCurrent(JobFetch), gMaking, gFailed, gPassing, gWritable), Op: OpFail,
+		Writes: fetchEnds | fails | places(PlaceRest), Does: "nothing is held against the shard; those who wait learn why; tried again after a pause",
+		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.ail() }},
+	{Name: "fetch-short", On: FetchDone, Guards: g(isCurrent(JobFetch), gFailed, gShortage, gGoesOn), Op: OpNone,
+		Writes: fetchEnds | rests, Does: "everybody goes on waiting; tried again after a pause",
+		do: func(t *step) { t.endJob(); t.s.Data = Absent; t.short() }},
 	{Name: "fetch-failed-read-only", On: FetchDone, Guards: g(isCurrent(JobFetch), gMaking, gFailed, gReadOnly), Op: OpNone,
 		Writes: fetchEnds | places(PlaceFault), Does: "note the cause, then give up",
 		do: func(t *step) { t.endJob(); t.s.Data, t.s.Cause = Absent, t.in.Err }},
@@ -176,9 +203,15 @@ var table = []*Transition{
 	{Name: "indexed", On: IndexDone, Guards: g(isCurrent(JobIndex), gOK, gWritable), Op: OpMakeAvailable,
 		Writes: indexEnds | places(PlaceLife, PlaceWaiting, PlaceFault), Emits: k(shard.EventIndexed),
 		Does: "available; answer who waits for the outcome", do: doIndexed},
-	{Name: "index-failed", On: IndexDone, Guards: g(isCurrent(JobIndex), gFailed, gWritable), Op: OpFail,
+	{Name: "index-failed", On: IndexDone, Guards: g(isCurrent(JobIndex), gFailed, gForGood, gWritable), Op: OpFail,
 		Writes: indexEnds | fails, Emits: k(shard.EventFailed), Does: "errored; everybody who waits learns why",
 		do: func(t *step) { t.endJob(); t.dropIndex(); t.fail() }},
+	{Name: "index-away", On: IndexDone, Guards: g(isCurrent(JobIndex), gFailed, gPassing, gWritable), Op: OpFail,
+		Writes: indexEnds | fails | places(PlaceRest), Does: "nothing is held against the shard; those who wait learn why; tried again after a pause",
+		do: func(t *step) { t.endJob(); t.dropIndex(); t.ail() }},
+	{Name: "index-short", On: IndexDone, Guards: g(isCurrent(JobIndex), gFailed, gShortage, gWritable), Op: OpNone,
+		Writes: indexEnds | rests, Does: "everybody goes on waiting; tried again after a pause",
+		do: func(t *step) { t.endJob(); t.dropIndex(); t.short() }},
 	{Name: "indexed-read-only", On: IndexDone, Guards: g(isCurrent(JobIndex), gOK, gReadOnly), Op: OpNone,
 		Writes: indexEnds, Does: "drop the index, then give up",
 		do: func(t *step) { t.endJob(); t.dropIndex() }},
@@ -186,8 +219,11 @@ var table = []*Transition{
 		Writes: indexEnds | places(PlaceFault), Does: "note the cause, then give up",
 		do: func(t *step) { t.endJob(); t.dropIndex(); t.s.Cause = t.in.Err }},
 
-	{Name: "opened", On: OpenDone, Guards: g(isCurrent(JobOpen), gOK), Op: OpNone,
+	{Name: "opened", On: OpenDone, Guards: g(isCurrent(JobOpen), gOK, gUnchanged), Op: OpNone,
 		Writes: openEnds | places(PlaceFault, PlaceWaiting), Does: "the shared reader and index are open", do: doOpened},
+	{Name: "opened-changed", On: OpenDone, Guards: g(isCurrent(JobOpen), gOK, gChanged), Op: OpFail,
+		Writes: openEnds | places(PlaceFault, PlaceWaiting), Does: "the source is not what was indexed: open, to serve what can be proven; a recovery indexes it afresh",
+		do: doOpenedChanged},
 	{Name: "open-found-bad-index", On: OpenDone, Guards: g(isCurrent(JobOpen), gFailed, gBadIndex, gFirstTry, gWritable), Op: OpRecover,
 		Writes: openEnds | recovers | places(PlaceIndex), Emits: k(shard.EventRecovering), Does: "build the index again from the data at hand",
 		do: func(t *step) { t.endOpen(); t.s.Retried = true; t.dropIndex(); t.recover(t.in.Err) }},
@@ -198,8 +234,11 @@ var table = []*Transition{
 		Writes: openEnds | fails | places(PlaceIndex), Emits: k(shard.EventFailed), Does: "errored; everybody who waits learns why",
 		do: func(t *step) { t.endOpen(); t.dropIndex(); t.fail() }},
 	{Name: "open-failed-passing", On: OpenDone, Guards: g(isCurrent(JobOpen), gFailed, gPassing), Op: OpFail,
-		Writes: openEnds | ails, Does: "those who wait learn why; the next acquire tries again",
+		Writes: openEnds | ails, Does: "those who wait learn why; after a pause the next acquire tries again",
 		do: func(t *step) { t.endOpen(); t.ail() }},
+	{Name: "open-short", On: OpenDone, Guards: g(isCurrent(JobOpen), gFailed, gShortage), Op: OpNone,
+		Writes: openEnds | rests, Does: "everybody goes on waiting; tried again after a pause",
+		do: func(t *step) { t.endOpen(); t.short() }},
 	{Name: "open-failed-again", On: OpenDone, Guards: g(isCurrent(JobOpen), gFailed,
 		onInput("index or copy at fault", func(in *Input) bool { return in.Fault == FaultIndex || in.Fault == FaultCopy }), gSecondTry, gWritable), Op: OpFail,
 		Writes: openEnds | fails | places(PlaceIndex), Emits: k(shard.EventFailed), Does: "errored: mending it once did not help",
@@ -221,9 +260,9 @@ var table = []*Transition{
 	// Automatic.
 	{Name: "initialise", On: Auto, Guards: g(gUnborn, gWanted, gWritable), Op: OpInitialize, Writes: places(PlaceLife, PlaceWish),
 		Does: "begin to fetch and index", do: func(t *step) { t.s.Life, t.s.Eager = shard.Initialising, false }},
-	{Name: "give-up", On: Auto, Guards: g(gMaking, gNoJob, gReadOnly), Op: OpNone, Writes: fails,
+	{Name: "give-up", On: Auto, Guards: g(gMaking, gNoJob, gReadOnly), Op: OpNone, Writes: fails | places(PlaceRest),
 		Does: "those who wait learn that nothing can be recorded", do: doGiveUp},
-	{Name: "probe", On: Auto, Guards: g(gWantsProbe, gAbsent, gNoJob, slotFree(OpenSlot)), Slot: OpenSlot, Op: OpNone,
+	{Name: "probe", On: Auto, Guards: g(gWantsProbe, gAbsent, gNoJob, gRested, slotFree(OpenSlot)), Slot: OpenSlot, Op: OpNone,
 		Writes: places(PlaceData, PlaceJob, PlaceOpenSlots), Looks: places(PlaceFault), Does: "ask the source whether it is there and ready",
 		do: func(t *step) { t.s.Data = Probing; t.start(JobProbe, OpenSlot) }},
 	{Name: "fetch", On: Auto, Guards: g(gWantsData, gReady, slotFree(FetchSlot)), Slot: FetchSlot, Op: OpNone,
@@ -234,14 +273,14 @@ var table = []*Transition{
 		do: func(t *step) { t.s.Data = Fetching; t.start(JobFetch, NoSlot) }},
 	{Name: "forget-probe", On: Auto, Guards: g(gSettled, gNoWish, gProbed), Op: OpNone, Writes: places(PlaceData),
 		Does: "forget an answer that nobody waits for: the next acquire asks anew", do: func(t *step) { t.s.Data = Absent }},
-	{Name: "build", On: Auto, Guards: g(gMaking, gReadable, gNoJob, gWritable, slotFree(IndexSlot)), Slot: IndexSlot, Op: OpNone,
+	{Name: "build", On: Auto, Guards: g(gMaking, gReadable, gNoJob, gRested, gWritable, slotFree(IndexSlot)), Slot: IndexSlot, Op: OpNone,
 		Writes: places(PlaceIndex, PlaceJob, PlaceIndexSlots), Does: "scan the data and write the index",
 		do: func(t *step) { t.s.Index = Building; t.start(JobIndex, IndexSlot) }},
-	{Name: "open", On: Auto, Guards: g(gAvail, gClosed, gAsked, gReadable, slotFree(OpenSlot)), Slot: OpenSlot, Op: OpNone,
+	{Name: "open", On: Auto, Guards: g(gAvail, gClosed, gAsked, gReadable, gRested, slotFree(OpenSlot)), Slot: OpenSlot, Op: OpNone,
 		Writes: places(PlaceHandle, PlaceJob, PlaceOpenSlots), Does: "open the reader and the index",
 		do: func(t *step) { t.s.Handle = Opening; t.start(JobOpen, OpenSlot) }},
 	{Name: "destroy-waited", On: Auto, Guards: g(gEnding, gNoRefs), Op: OpDestroy,
-		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceEnding, PlaceWish, PlaceJob), Emits: k(shard.EventDestroyed),
+		Writes: fails | places(PlaceData, PlaceIndex, PlaceHandle, PlaceEnding, PlaceWish, PlaceJob, PlaceRest), Emits: k(shard.EventDestroyed),
 		Does: "as destroy, for the first that waits", do: doDestroyWaited},
 	{Name: "serve", On: Auto, Guards: g(gOpen, gParked), Op: OpNone, Writes: places(PlaceRefs, PlaceParked),
 		Does: "count a reference for each waiting acquire and answer with accessors", do: doServe},
@@ -351,7 +390,8 @@ func (t *step) endLife(code Code) {
 	t.closeHandle()
 	s.Life, s.Data, s.Index = shard.None, Absent, NoIndex
 	s.Handle, s.stale = Closed, s.job != JobNone
-	s.Lazy, s.Eager, s.Healing, s.Ailing, s.Fresh, s.Retried, s.Owned = false, false, false, false, false, false, false
+	s.Lazy, s.Eager, s.Healing, s.Fresh, s.Retried, s.Owned = false, false, false, false, false, false
+	s.Ail, s.Resting = Well, false
 	s.Cause, s.Info = nil, shard.IndexInfo{}
 	t.answerReclaimer(code, nil)
 }
@@ -381,7 +421,7 @@ func doIndexed(t *step) {
 	t.endJob()
 	s := t.s
 	s.Index, s.Info, s.Life = Indexed, t.in.Info, shard.Available
-	s.Cause, s.Fresh = nil, false
+	s.Cause, s.Fresh, s.Ail = nil, false, Well
 	t.emit(shard.EventIndexed)
 	t.answerWaiting(OK, nil)
 }
@@ -390,15 +430,26 @@ func doOpened(t *step) {
 	t.endJob()
 	s := t.s
 	s.Handle = Open
-	s.Cause, s.Ailing, s.Retried, s.Fresh = nil, false, false, false
+	s.Cause, s.Ail, s.Retried, s.Fresh = nil, Well, false, false
 	t.answerWaiting(OK, nil)
+}
+
+// doOpenedChanged: a recovery that waited for a next try learns that one was not enough.
+func doOpenedChanged(t *step) {
+	t.endJob()
+	s := t.s
+	s.Handle = Open
+	s.Cause, s.Ail, s.Retried, s.Fresh = t.in.Changed, Changed, false, false
+	t.answerWaiting(ErrFailed, t.in.Changed)
+	t.out.Effects = append(t.out.Effects, Effect{Kind: NotifyFailure, Cause: t.in.Changed})
 }
 
 func doRecover(t *step) {
 	t.await()
+	t.closeHandle()
 	t.dropIndex()
 	t.dropCopy()
-	t.s.Fresh = true
+	t.s.Fresh, t.s.Resting = true, false
 	t.recover(t.s.Cause)
 }
 
@@ -419,7 +470,7 @@ func doOverdue(t *step) {
 // recover begins a recovery because of cause.
 func (t *step) recover(cause error) {
 	s := t.s
-	s.Life, s.Cause, s.Healing, s.Ailing = shard.Recovering, cause, false, false
+	s.Life, s.Cause, s.Healing, s.Ail = shard.Recovering, cause, false, Well
 	t.emit(shard.EventRecovering)
 }
 
@@ -440,23 +491,36 @@ func (t *step) dropCopy() {
 func (t *step) fail() {
 	s := t.s
 	s.Life, s.Cause = shard.Errored, t.in.Err
-	s.Ailing, s.Fresh, s.Retried = false, false, false
+	s.Ail, s.Fresh, s.Retried = Well, false, false
 	t.emit(shard.EventFailed)
 	t.answerAll(ErrFailed, t.in.Err)
 	t.notify()
 }
 
-// ail leaves the shard available although its data could not be had.
+// ail leaves the shard what it was, new or available or recovering, although its bytes
+// could not be had.
 func (t *step) ail() {
-	t.s.Ailing, t.s.Cause = true, t.in.Err
-	t.answerAll(ErrFailed, t.in.Err)
+	s := t.s
+	code := ErrAway
+	s.Ail, s.Cause, s.Resting = Away, t.in.Err, true
+	if !t.in.Fault.passes() {
+		s.Ail, code = Changed, ErrFailed
+	}
+	if s.Life == shard.Initialising {
+		s.Life = shard.Registered
+	}
+	t.answerAll(code, t.in.Err)
 	t.notify()
 }
+
+// short lets everybody wait until this machine is no longer short of what it was.
+func (t *step) short() { t.s.Ail, t.s.Cause, t.s.Resting = Short, t.in.Err, true }
 
 // doGiveUp ends an initialisation or recovery whose outcome cannot be recorded.
 func doGiveUp(t *step) {
 	s := t.s
 	s.Fresh, s.Retried = false, false
+	s.Ail, s.Resting = Well, false
 	if s.Life == shard.Initialising {
 		s.Life = shard.Registered
 	} else {

@@ -70,8 +70,8 @@ func TestAway(t *testing.T) {
 		"the source does not exist":        {func(s *fakeShard) { s.fail = fs.ErrNotExist }, fs.ErrNotExist, 3 * time.Second, time.Time{}},
 		"an error like a missing block's":  {func(s *fakeShard) { s.fail = ipld.ErrNotFound{} }, nil, 3 * time.Second, time.Time{}},
 		"an origin that does not answer":   {func(s *fakeShard) { s.fail = &mount.HTTPError{} }, nil, 3 * time.Second, time.Time{}},
-		"a disk that gives an I/O error":   {func(s *fakeShard) { s.readErr = syscall.EIO }, syscall.EIO, 3 * time.Second, time.Time{}},
-		"a file handle that went stale":    {func(s *fakeShard) { s.readErr = fs.ErrInvalid }, fs.ErrInvalid, 3 * time.Second, time.Time{}},
+		"a disk that gives an I/O error":   {func(s *fakeShard) { s.readErr = syscall.EIO }, syscall.EIO, time.Second, time.Time{}},
+		"a file handle that went stale":    {func(s *fakeShard) { s.readErr = fs.ErrInvalid }, fs.ErrInvalid, time.Second, time.Time{}},
 		"a mount that is done with itself": {func(s *fakeShard) { s.fail = errors.New("boom") }, nil, 3 * time.Second, time.Time{}},
 	} {
 		t.Run(name, func(t *testing.T) {
