@@ -375,6 +375,9 @@ func (d *DAGStore) Start(ctx context.Context) error {
 		if d.views != nil {
 			err = errors.Join(err, d.views.Close())
 		}
+		if t := d.top.Load(); t != nil {
+			err = errors.Join(err, t.entries.close())
+		}
 		if d.journal != nil {
 			err = errors.Join(err, d.journal.Close())
 		}

@@ -17,6 +17,9 @@ import (
 func TestRefusedAppends(t *testing.T) {
 	j := newTestJournal()
 	d := start(t, dagstore.Config{Journal: j})
+	if _, err := d.WaitFor(background, dagstore.TopLevelView, dagstore.Latest()); err != nil {
+		t.Fatal(err)
+	}
 	if h := d.Health(); h.Refused != (dagstore.RefusedAppends{}) || strings.Contains(h.String(), "refused") {
 		t.Fatalf("before: %+v", h.Refused)
 	}
