@@ -223,9 +223,9 @@ func TestLeavingWakesTheNext(t *testing.T) {
 func TestOneQueueAtATime(t *testing.T) {
 	n, s := three()
 	var out Out
-	n.Step(s[0], &Input{Trigger: Acquire, Ticket: 1}, &out)    // the open token
+	n.Step(s[0], &Input{Trigger: Acquire, Ticket: 1}, &out)                       // the open token
 	n.Step(s[1], &Input{Trigger: Damage, Fault: FaultIndex, Err: errModel}, &out) // the index token
-	n.Step(s[2], &Input{Trigger: Acquire, Ticket: 3}, &out)    // lacks open
+	n.Step(s[2], &Input{Trigger: Acquire, Ticket: 3}, &out)                       // lacks open
 	n.Step(s[2], &Input{Trigger: Damage, Fault: FaultIndex, Err: errModel}, &out) // lacks index
 	_, _, open := n.Slots(OpenSlot)
 	if _, _, index := n.Slots(IndexSlot); open != 0 || index != 1 || s[2].Queued != IndexSlot {
