@@ -3,7 +3,9 @@ package dagstore_test
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -336,4 +338,122 @@ func TestDestroyInUseNotRecorded(t *testing.T) {
 		closeAll(t, acc)
 		destroy(t, d, k)
 	})
+}
+
+// lender is a Holder of many accessors.
+type lender struct {
+	mu   sync.Mutex
+	open map[shard.Key][]*dagstore.ShardAccessor
+}
+
+func (l *lender) HolderName() string { return "the lender" }
+
+func (l *lender) LetGo(k shard.Key) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	for _, acc := range l.open[k] {
+		acc.Close()
+	}
+	delete(l.open, k)
+}
+
+func (l *lender) LetGoIdle() {
+	for _, k := range []shard.Key{key("0"), key("1"), key("2")} {
+		l.LetGo(k)
+	}
+}
+
+func (l *lender) keep(acc *dagstore.ShardAccessor) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.open[acc.Shard()] = append(l.open[acc.Shard()], acc)
+}
+
+// TestEndingAtRandom: callers and a holder acquire, read, close, register and destroy in
+// every manner, at the same time and some giving up. Every request is answered with what
+// may be said, and in the end nothing is held that anybody holds. Proves A10, I1, I5.
+func TestEndingAtRandom(t *testing.T) {
+	for seed := range uint64(6) {
+		bubble(t, func(t *testing.T) {
+			d := start(t, dagstore.Config{})
+			l := &lender{open: map[shard.Key][]*dagstore.ShardAccessor{}}
+			var wg sync.WaitGroup
+			var ended, cut, refused, away atomic.Int32
+			for w := range uint64(8) {
+				wg.Go(func() {
+					r := rand.New(rand.NewPCG(seed, w))
+					var mine []*dagstore.ShardAccessor
+					for range 150 {
+						k := key("%d", r.IntN(3))
+						ctx, cancel := context.WithTimeout(background, time.Duration(1+r.IntN(20))*time.Millisecond)
+						switch n := r.IntN(12); {
+						case n < 2:
+							_, err := d.RegisterShardSync(background, k, carV1(), dagstore.RegisterOpts{LazyInitialization: n == 0})
+							if err != nil && !errors.Is(err, dagstore.ErrShardExists) && !errors.Is(err, dagstore.ErrShardUnknown) {
+								t.Errorf("register: %v", err)
+							}
+						case n < 7:
+							opts := dagstore.AcquireOpts{}
+							if n < 5 {
+								opts.Holder = l
+							}
+							acc, err := d.AcquireShardSync(ctx, k, opts)
+							switch {
+							case err == nil && opts.Holder != nil:
+								l.keep(acc)
+							case err == nil:
+								mine = append(mine, acc)
+							case errors.Is(err, dagstore.ErrUnavailable):
+								away.Add(1)
+							case !errors.Is(err, dagstore.ErrShardUnknown) && !errors.Is(err, context.DeadlineExceeded):
+								t.Errorf("acquire: %v", err)
+							}
+						case n < 9 && len(mine) > 0:
+							i := r.IntN(len(mine))
+							err := mine[i].View(background, testdata.RootCID, func([]byte) error { return nil })
+							if errors.Is(err, dagstore.ErrClosed) {
+								cut.Add(1)
+							} else if err != nil {
+								t.Errorf("read: %v", err)
+							}
+							closeAll(t, mine[i])
+							mine = append(mine[:i], mine[i+1:]...)
+						case n < 9:
+							l.LetGo(k)
+						default:
+							opts := dagstore.DestroyOpts{Wait: n == 10, CutReaders: n == 11 && r.IntN(3) == 0}
+							_, err := d.DestroyShardSync(ctx, k, opts)
+							switch {
+							case err == nil:
+								ended.Add(1)
+							case errors.Is(err, dagstore.ErrShardInUse):
+								refused.Add(1)
+							case !errors.Is(err, dagstore.ErrShardUnknown) && !errors.Is(err, context.DeadlineExceeded):
+								t.Errorf("destroy %+v: %v", opts, err)
+							}
+						}
+						cancel()
+					}
+					closeAll(t, mine...)
+				})
+			}
+			wg.Wait()
+			l.LetGoIdle()
+			settle()
+			for i := range 3 {
+				k := key("%d", i)
+				if _, err := d.GetShardInfo(k); errors.Is(err, dagstore.ErrShardUnknown) {
+					register(t, d, k, carV1())
+				}
+				works(t, d, k)
+				h := newKeeper(t, d, k)
+				destroy(t, d, k)
+				<-h.asked
+			}
+			if res, err := d.GC(background); err != nil || len(res.InUse) != 0 {
+				t.Errorf("in use at the end: %+v, %v", res, err)
+			}
+			t.Logf("seed %d: %d ended, %d reads cut off, %d refused, %d acquires away", seed, ended.Load(), cut.Load(), refused.Load(), away.Load())
+		})
+	}
 }
