@@ -35,6 +35,7 @@ func (e *noIndexError) Unwrap() []error { return []error{e.why, index.ErrNotFoun
 // GetIterableIndex returns the index of an available shard, which needs no closing. It
 // returns [ErrShardUnknown], [ErrNotInitialized], the error of an errored shard, an
 // *[UnavailableError] while a shard is being recovered, or what its repository says.
+// Identity multihashes are in it; index.WithoutIdentity leaves them out, as IPNI wants.
 func (d *DAGStore) GetIterableIndex(key shard.Key) (carindex.IterableIndex, error) {
 	if err := d.check(); err != nil {
 		return nil, err

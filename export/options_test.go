@@ -48,7 +48,7 @@ func (a away) View(ctx context.Context, c cid.Cid, fn func([]byte) error) error 
 
 // TestNothingBeforeTheRoot: until the first root's block is had, is what its CID says, and
 // is decoded, not a byte is written, and the error says what is the matter: not found, away
-// (and never not found), not what it should be. Proves A5.
+// (and never not found), not what it should be. Proves A2 (export).
 func TestNothingBeforeTheRoot(t *testing.T) {
 	b := blocks{}
 	leaf := b.node(cid.Raw, 1)
