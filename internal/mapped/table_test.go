@@ -93,7 +93,7 @@ func TestTableForgets(t *testing.T) {
 		if !x.Warm().Holds(8, 16) {
 			t.Error("forgotten before its time")
 		}
-		time.Sleep(2)
+		time.Sleep(2 * time.Nanosecond)
 		synctest.Wait()
 		if x.Warm().Holds(8, 16) {
 			t.Error("still taken to be in memory")
