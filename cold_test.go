@@ -343,7 +343,7 @@ func BenchmarkColdDisk(b *testing.B) {
 	var queue sync.Mutex
 	s.fs.Wait(func() {
 		queue.Lock()
-		time.Sleep(2500 * time.Microsecond)
+		<-time.After(2500 * time.Microsecond)
 		queue.Unlock()
 	})
 	plain, err := s.fs.OpenFile(writeFile(b, filepath.Join(b.TempDir(), "plain"), make([]byte, 512<<20)), 0, 0)
