@@ -78,8 +78,6 @@ type File struct {
 	files
 	opts FileOptions
 	lock io.Closer
-	// tailLock and nextLock are on the files of tail and next: see lockSegment.
-	tailLock, nextLock io.Closer
 
 	// appending is held by Append and Close. It guards what only a writer needs.
 	appending sync.Mutex
@@ -295,47 +293,42 @@ func (f *File) rotate(head Position) error {
 		f.next = &tail{segment: next, end: segmentHeaderSize, size: size}
 	}
 	if f.next.file == nil {
-		file, err := f.fsys.OpenFile(f.path(f.next.name()), os.O_RDWR, 0)
+		file, err := f.openSegment(f.next.name())
 		if err != nil {
 			return fmt.Errorf("journal: append: nothing was written: %w", err)
 		}
 		f.next.file = file
 	}
-	if f.nextLock == nil {
-		lock, err := f.lockSegment(&f.next.segment)
-		if err != nil {
-			return fmt.Errorf("journal: append: nothing was written: %w", err)
-		}
-		f.nextLock = lock
-	}
 	if err := planted.Unless("journal-seal-before-successor", func() error { return f.seal(f.tail, head) }); err != nil {
 		return err
 	}
-	old, oldLock := f.tail, f.tailLock
-	f.tailLock, f.nextLock = f.nextLock, nil
+	old := f.tail
 	f.tail, f.next = f.next, nil
 	f.marked = true // the footer before it says what a mark in it would
 	f.publishRotation(sealedSegment{segment: old.segment, end: head, size: old.size})
 	// All of it is durable; an error can say nothing that matters.
 	_ = old.file.Close()
-	_ = oldLock.Close()
 	return nil
 }
 
-// lockSegment locks the file of a segment that this journal writes. The lock on LOCK keeps
-// others out only as long as that file has its name, and a segment cannot lose its own
-// without that being noticed: whoever took LOCK for stale and removed it still finds the
-// segment locked. The tail's is held from before it is read, and its successor's from
-// before the tail is sealed.
-func (f *File) lockSegment(s *segment) (io.Closer, error) {
-	if !fsio.LocksNames(f.fsys) || planted.Bug("journal-segment-not-locked") {
-		return io.NopCloser(nil), nil
+// openSegment opens a segment to write to it, and locks it. The lock on LOCK keeps others
+// out only as long as that file has its name, and a segment cannot lose its own without
+// that being noticed: whoever took LOCK for stale and removed it still finds the segment
+// locked. The tail's lock is held from before it is read, and its successor's from before
+// the tail is sealed.
+func (f *File) openSegment(name string) (fsio.File, error) {
+	file, err := f.fsys.OpenFile(f.path(name), os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
 	}
-	lock, err := f.fsys.Lock(f.path(s.name()))
-	if errors.Is(err, fsio.ErrLocked) {
-		return nil, fmt.Errorf("%w: %s was removed while it was held: %w", ErrLocked, lockName, err)
+	if err := planted.Unless("journal-segment-not-locked", func() error { return fsio.TryLock(file) }); err != nil {
+		_ = file.Close() // nothing was written
+		if errors.Is(err, fsio.ErrLocked) {
+			err = fmt.Errorf("%w: %s was removed while it was held: %w", ErrLocked, lockName, err)
+		}
+		return nil, err
 	}
-	return lock, err
+	return file, nil
 }
 
 func (f *File) publishRotation(s sealedSegment) {
@@ -471,11 +464,6 @@ func (f *File) release() error {
 	}
 	if f.told.file != nil {
 		_ = f.told.file.Close() // nobody was promised anything
-	}
-	for _, l := range []io.Closer{f.tailLock, f.nextLock} {
-		if l != nil {
-			errs = append(errs, l.Close())
-		}
 	}
 	if err := errors.Join(append(errs, f.lock.Close())...); err != nil {
 		return fmt.Errorf("journal: close: %w", err)

@@ -117,7 +117,8 @@ func (f *File) show(found *findings) {
 	*f.mu.pointsOf(found.last.number) = points{all: found.points, sparse: len(found.points)}
 }
 
-// lockTail lists the journal's files and locks the last segment, if there is one.
+// lockTail lists the journal's files and opens and locks the last segment, if there is
+// one.
 func (f *File) lockTail() (names, error) {
 	for {
 		before, err := f.list()
@@ -125,21 +126,23 @@ func (f *File) lockTail() (names, error) {
 			return before, err
 		}
 		last := before.segments[len(before.segments)-1]
-		first, _ := parseSegmentName(last)
-		lock, err := f.lockSegment(&segment{before: Position{Seq: first - 1}})
+		file, err := f.openSegment(last)
+		if isNotExist(err) {
+			continue // removed since
+		}
 		if errors.Is(err, ErrLocked) {
 			return before, err
 		}
 		if err != nil {
 			return before, fmt.Errorf("journal: open: %w", err)
 		}
-		// Somebody who held it may have gone on to the next one.
+		// Who held it may have gone on to the next one.
 		now, err := f.list()
 		if err == nil && len(now.segments) > 0 && now.segments[len(now.segments)-1] == last {
-			f.tailLock = lock
+			f.tail = &tail{file: file}
 			return now, nil
 		}
-		if err := errors.Join(err, lock.Close()); err != nil {
+		if err := errors.Join(err, file.Close()); err != nil {
 			return now, err
 		}
 	}
@@ -214,14 +217,11 @@ func (f *File) begin() error {
 	if err != nil {
 		return err
 	}
-	file, err := f.fsys.OpenFile(f.path(first.name()), os.O_RDWR, 0)
+	file, err := f.openSegment(first.name())
 	if err != nil {
 		return fmt.Errorf("journal: open: %w", err)
 	}
 	f.tail = &tail{segment: first, file: file, end: segmentHeaderSize, size: size}
-	if f.tailLock, err = f.lockSegment(&first); err != nil {
-		return fmt.Errorf("journal: open: %w", err)
-	}
 	f.mu.last, f.mu.end, f.marked = first, segmentHeaderSize, true
 	return nil
 }
@@ -446,18 +446,14 @@ func hasFooter(file fsio.File, s, next *segment, size int64) (bool, error) {
 	return ok && h.kind == frameFooter && v.checkHeader(&h, at) == "", nil
 }
 
-// repair finishes what a crash interrupted, makes durable what was found, and opens
-// the tail. Each step may be interrupted and repeated.
+// repair finishes what a crash interrupted, and makes durable what was found. Each step may be interrupted and repeated.
 //
 // The one frame that may have been found without being durable, the tail's last or
 // the footer before an empty tail, is written again before it is synced. The sync
 // of a former writer may have failed, and then the kernel holds the frame in memory,
 // takes it for clean, and would have this sync succeed without writing it.
 func (f *File) repair(x *findings) error {
-	file, err := f.fsys.OpenFile(f.path(x.last.name()), os.O_RDWR, 0)
-	if err != nil {
-		return err
-	}
+	file := f.tail.file
 	f.tail = &tail{segment: x.last, file: file, end: x.end, size: x.size}
 	f.marked = x.marked
 	if x.dirty > 0 {

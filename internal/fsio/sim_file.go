@@ -19,6 +19,7 @@ type simFile struct {
 
 	pos    int64
 	closed bool
+	locked bool // by TryLock
 }
 
 var errNegative = errors.New("negative offset")

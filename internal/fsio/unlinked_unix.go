@@ -4,10 +4,10 @@ package fsio
 
 import "golang.org/x/sys/unix"
 
-const locksAreAdvisory = true
-
 func (f osFile) unlinked() bool {
 	var st unix.Stat_t
 	err := control(f.File, func(fd int) error { return unix.Fstat(fd, &st) })
 	return err == nil && st.Nlink == 0
 }
+
+func (f osFile) tryLock() error { return lockFile(f.File) }
