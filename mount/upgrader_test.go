@@ -17,6 +17,7 @@ import (
 	"testing"
 	"testing/iotest"
 	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -932,6 +933,154 @@ func TestUpgraderPlantedCopy(t *testing.T) {
 }
 
 // BenchmarkUpgraderFetchPresent opens a copy that is there.
+// dripSource delivers a byte after first and then one each interval, until release.
+func dripSource(first, every time.Duration, release <-chan struct{}) *streamReader {
+	n := 0
+	return stream(readFunc(func(p []byte) (int, error) {
+		wait := every
+		if n++; n == 1 {
+			wait = first
+		}
+		select {
+		case <-time.After(wait):
+			p[0] = 'x'
+			return 1, nil
+		case <-release:
+			return 0, io.ErrUnexpectedEOF
+		}
+	}))
+}
+
+// TestUpgraderSlowSource: a source of whatever kind that drips, or stops after its first
+// byte, is given up after a minute or two, also if it heeds neither its context nor Close,
+// and leaves nothing behind; the next fetch starts afresh. One that prepares for hours
+// before its first byte, or is not ready and so holds no slot, may take its time. Proves
+// R14, R20, F1.
+func TestUpgraderSlowSource(t *testing.T) {
+	for name, tc := range map[string]struct {
+		first, every time.Duration
+		notReady     bool
+		change       func(*mount.UpgradeOptions)
+		want         error
+		max          time.Duration
+	}{
+		"drips":             {every: 200 * time.Millisecond, want: mount.ErrTooSlow, max: 61 * time.Second},
+		"stops":             {every: 1000 * time.Hour, want: mount.ErrTooSlow, max: 61 * time.Second},
+		"prepares, stops":   {first: 5 * time.Hour, every: 1000 * time.Hour, want: mount.ErrTooSlow, max: 5*time.Hour + 61*time.Second},
+		"another rate":      {every: 200 * time.Millisecond, change: func(o *mount.UpgradeOptions) { o.MinRate, o.RateWindow = 10, time.Second }, want: mount.ErrTooSlow, max: 2 * time.Second},
+		"slow enough":       {every: 200 * time.Millisecond, change: func(o *mount.UpgradeOptions) { o.MinRate = 4 }, max: 3 * time.Minute},
+		"no bound":          {every: time.Minute, change: func(o *mount.UpgradeOptions) { o.MinRate = -1 }, max: 24 * time.Hour},
+		"holds no slot":     {every: time.Minute, notReady: true, max: 24 * time.Hour},
+		"prepares for long": {first: 5 * time.Hour, every: time.Millisecond, change: func(o *mount.UpgradeOptions) { o.MinRate = 100 }, max: 6 * time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				sim := fsio.NewSim(1)
+				release := make(chan struct{})
+				src := &source{content: bytes.Repeat([]byte("x"), 500), stat: &mount.Stat{Exists: true, Size: 500, Ready: !tc.notReady}}
+				src.fetch = func(context.Context) (mount.Reader, error) {
+					r := dripSource(tc.first, tc.every, release)
+					n := 0
+					return stream(readFunc(func(p []byte) (int, error) {
+						if n++; n > 500 {
+							return 0, io.EOF
+						}
+						return r.Read(p[:1])
+					})), nil
+				}
+				u := newUpgrader(t, sim, src, tc.change)
+				start := time.Now()
+				err := u.Ensure(t.Context())
+				if took := time.Since(start); !errors.Is(err, tc.want) || took > tc.max {
+					t.Errorf("%v after %s", err, took)
+				}
+				if tc.want == nil {
+					return
+				}
+				if mount.IsContent(err) || mount.IsShortage(err) {
+					t.Errorf("of the wrong kind: %v", err)
+				}
+				src.fetch = nil // and now it delivers, while the other still hangs
+				wantCopy(t, u, src.content)
+				close(release)
+				u.Close()
+				if got := names(t, sim); !cmp.Equal(got, []string{completeName}) {
+					t.Errorf("left behind: %v", got)
+				}
+			})
+		})
+	}
+}
+
+// roomFS is a disk that tells how much room it has.
+type roomFS struct {
+	fsio.FS
+	free  func() int64
+	total int64
+}
+
+func (f roomFS) Space(string) (fsio.Space, error) {
+	return fsio.Space{Free: f.free(), Total: f.total}, nil
+}
+
+// TestUpgraderRoom: a copy is not begun, and not gone on with, for which there is no room
+// or that is larger than allowed; nothing of it stays. Proves R5, R7.
+func TestUpgraderRoom(t *testing.T) {
+	const mib = 1 << 20
+	content := bytes.Repeat([]byte("0123456789abcdef"), 200*mib/16)
+	for name, tc := range map[string]struct {
+		free, total, minFree, maxSize int64
+		told                          bool
+		want                          error
+	}{
+		"plenty":              {free: 300 << 30, total: 1 << 40, told: true},
+		"just enough":         {free: 201*mib + 1<<30, total: 1 << 40, told: true},
+		"told, too little":    {free: 199*mib + 1<<30, total: 1 << 40, told: true, want: mount.ErrNoRoom},
+		"a hundredth":         {free: 202 * mib, total: 200 * mib, told: true},
+		"not told":            {free: 150*mib + 1<<30, total: 1 << 40, want: mount.ErrNoRoom},
+		"full before":         {free: 0, total: 1 << 40, want: mount.ErrNoRoom},
+		"no bound":            {free: 0, total: 1 << 40, minFree: -1},
+		"exact":               {free: 1 << 30, total: 1 << 30, minFree: 1<<30 - 100*mib, told: true, want: mount.ErrNoRoom},
+		"disk does not tell":  {},
+		"told, too large":     {maxSize: 100 * mib, told: true, want: mount.ErrTooLarge},
+		"not told, too large": {maxSize: 100 * mib, want: mount.ErrTooLarge},
+		"as large as allowed": {maxSize: 200 * mib},
+	} {
+		t.Run(name, func(t *testing.T) {
+			disk := fsio.NewSim(1)
+			src := &source{content: content, stat: &mount.Stat{Exists: true, Ready: true}}
+			if tc.told {
+				src.stat.Size = int64(len(content))
+			}
+			var read int64
+			src.fetch = func(context.Context) (mount.Reader, error) {
+				r := bytes.NewReader(content)
+				return stream(readFunc(func(p []byte) (int, error) {
+					n, err := r.Read(p)
+					read += int64(n)
+					return n, err
+				})), nil
+			}
+			u := newUpgrader(t, roomFS{disk, func() int64 { return max(0, tc.free-read) }, tc.total}, src, func(o *mount.UpgradeOptions) {
+				o.MinFree, o.MaxSize = tc.minFree, tc.maxSize
+			})
+			err := u.Ensure(t.Context())
+			if !errors.Is(err, tc.want) || mount.IsShortage(err) != (tc.want == mount.ErrNoRoom) || mount.IsContent(err) != (tc.want == mount.ErrTooLarge) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+			if tc.want == nil {
+				return
+			}
+			if got := names(t, disk); len(got) > 0 {
+				t.Errorf("left behind: %v", got)
+			}
+			if tc.told && read > 0 {
+				t.Errorf("%d bytes were fetched of what cannot be kept", read)
+			}
+		})
+	}
+}
+
 func BenchmarkUpgraderFetchPresent(b *testing.B) {
 	u, err := mount.Upgrade(&source{content: mounttest.Content(1000)}, nil, b.TempDir(), "k", "")
 	if err != nil {
