@@ -14,6 +14,9 @@ import (
 // park lets a request wait, and watches its context.
 func (e *eventLoop) park(req *request) {
 	e.parked[req.ticket] = req
+	if lv := e.d.mu.hot[req.key]; lv != nil {
+		req.indexed = lv.s.Life == shard.Available
+	}
 	if req.ctx.Done() != nil && req.stop == nil {
 		req.stop = context.AfterFunc(req.ctx, func() { e.abandon(req) })
 	}
@@ -169,7 +172,7 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 		if req.kind == fsm.Acquire {
 			at = durable{} // the event was not of its making
 		}
-		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req.key, req.kind, code, cause), Seq: at.seq, Position: at.pos})
+		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req, code, cause), Seq: at.seq, Position: at.pos})
 	}
 }
 

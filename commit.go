@@ -300,7 +300,7 @@ func (e *eventLoop) undo(c *commit, p *pendingStep) {
 
 func (e *eventLoop) commitCause(err error) error {
 	if e.failed != nil {
-		return fmt.Errorf("%w: %w", ErrReadOnly, e.failed)
+		return asReadOnly(e.failed)
 	}
 	return fmt.Errorf("the journal refused it and goes on: %w", err)
 }

@@ -81,7 +81,7 @@ func (d *DAGStore) Explain(key shard.Key) (Explanation, error) {
 		return x, nil
 	}
 	if rec == nil {
-		return Explanation{}, fmt.Errorf("%s: %w", key, ErrShardUnknown)
+		return Explanation{}, unknownShard(key)
 	}
 	// At rest: the machine as it would be if something came up.
 	s := &fsm.Shard{}

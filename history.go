@@ -92,7 +92,7 @@ func (d *DAGStore) History(ctx context.Context, key shard.Key) (ShardHistory, er
 	case err != nil:
 		return ShardHistory{}, fmt.Errorf("history of %q: %w", key, err)
 	case len(h.Lives) == 0:
-		return h, fmt.Errorf("%s: %w", key, ErrShardUnknown)
+		return h, unknownShard(key)
 	}
 	return h, nil
 }

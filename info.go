@@ -299,7 +299,7 @@ func (d *DAGStore) SummaryOf(snap *projection.Snapshot, key shard.Key) (ShardSum
 	}
 	rec := snap.Get(key)
 	if rec == nil {
-		return ShardSummary{}, fmt.Errorf("%s: %w", key, ErrShardUnknown)
+		return ShardSummary{}, unknownShard(key)
 	}
 	d.mu.RLock()
 	lv := d.hotLocked(key)

@@ -95,6 +95,7 @@ type request struct {
 
 	noDownload bool
 	initialise bool // a Recover that only wants the shard initialised
+	indexed    bool // its shard was available when it began to wait
 	holder     Holder
 	destroy    DestroyOpts
 	patience   *time.Timer // ends the waiting of a destruction that was not told to
@@ -253,7 +254,7 @@ func (d *DAGStore) known(key shard.Key) error {
 	ok = ok || d.existsLocked(key)
 	d.mu.RUnlock()
 	if !ok {
-		return fmt.Errorf("%s: %w", key, ErrShardUnknown)
+		return unknownShard(key)
 	}
 	return nil
 }
@@ -262,7 +263,10 @@ func (d *DAGStore) known(key shard.Key) error {
 // is known for good: see eventLoop.undecided.
 func (d *DAGStore) decided(key shard.Key, err error) error {
 	if cause := d.health.whyReadOnly(); cause != nil {
-		return errorFor(key, fsm.Register, fsm.ErrReadOnly, cause)
+		return errorFor(&request{key: key}, fsm.ErrReadOnly, cause)
+	}
+	if err == ErrShardUnknown {
+		return unknownShard(key)
 	}
 	return fmt.Errorf("%s: %w", key, err)
 }
@@ -363,14 +367,15 @@ func (d *DAGStore) wait(req *request, submit func(*request) error) (ShardResult,
 }
 
 // errorFor turns the machine's verdict into what the caller gets.
-func errorFor(key shard.Key, kind fsm.Trigger, code fsm.Code, cause error) error {
+func errorFor(req *request, code fsm.Code, cause error) error {
+	key := req.key
 	switch code {
 	case fsm.OK:
 		return nil
 	case fsm.ErrExists:
 		return fmt.Errorf("%s: %w", key, ErrShardExists)
 	case fsm.ErrUnknown:
-		return fmt.Errorf("%s: %w", key, ErrShardUnknown)
+		return unknownShard(key)
 	case fsm.ErrInUse:
 		if cause != nil {
 			return fmt.Errorf("%s: %w: %w", key, ErrShardInUse, cause)
@@ -381,10 +386,7 @@ func errorFor(key shard.Key, kind fsm.Trigger, code fsm.Code, cause error) error
 	case fsm.ErrNoCopy:
 		return fmt.Errorf("%s: %w", key, mount.ErrTransientNotFound)
 	case fsm.ErrReadOnly:
-		if cause == nil {
-			return fmt.Errorf("%s: %w", key, ErrReadOnly)
-		}
-		return fmt.Errorf("%s: %w: %w", key, ErrReadOnly, cause)
+		return fmt.Errorf("%s: %w", key, asReadOnly(cause))
 	case fsm.ErrSuperseded:
 		return fmt.Errorf("%s: %w", key, ErrShardChanged)
 	case fsm.ErrBusy:
@@ -395,11 +397,49 @@ func errorFor(key shard.Key, kind fsm.Trigger, code fsm.Code, cause error) error
 	if cause == nil {
 		cause = errors.New("cause unknown")
 	}
-	if !errors.Is(cause, ErrShardInitializationFailed) {
-		cause = fmt.Errorf("%w: %w", ErrShardInitializationFailed, cause)
+	if told, ok := cause.(*failedError); ok {
+		cause = told.cause
 	}
-	if code == fsm.ErrErrored {
-		return fmt.Errorf("%s: shard is in errored state: %w", key, cause)
+	what := "shard initialization failed"
+	switch {
+	case code == fsm.ErrErrored:
+		what = "shard is in errored state"
+	case req.kind == fsm.Recover && !req.initialise:
+		what = "shard could not be recovered"
+	case req.kind == fsm.Acquire && req.indexed:
+		what = "shard could not be opened"
 	}
-	return fmt.Errorf("%s: failed to %s shard: %w", key, kind, cause)
+	return &failedError{key: key, what: what, cause: cause}
+}
+
+// failedError says that a shard is errored, or what was asked of it failed. It is an
+// [ErrShardInitializationFailed] in each case, and says so only where that is what failed.
+type failedError struct {
+	key   shard.Key
+	what  string
+	cause error
+}
+
+func (e *failedError) Error() string { return fmt.Sprintf("%s: %s: %v", e.key, e.what, e.cause) }
+
+func (e *failedError) Unwrap() []error { return []error{ErrShardInitializationFailed, e.cause} }
+
+// asReadOnly is an ErrReadOnly that says why, if there is a reason, and says it once.
+func asReadOnly(cause error) error {
+	switch {
+	case cause == nil:
+		return ErrReadOnly
+	case errors.Is(cause, ErrReadOnly):
+		return cause
+	}
+	return fmt.Errorf("%w: %w", ErrReadOnly, cause)
+}
+
+// unknownShard is the error for a key that names no shard. One that is no key may be of
+// any length.
+func unknownShard(key shard.Key) error {
+	if name := key.String(); len(name) > shard.MaxKeyLen {
+		return fmt.Errorf("%.64q… (%d bytes): %w", name, len(name), ErrShardUnknown)
+	}
+	return fmt.Errorf("%s: %w", key, ErrShardUnknown)
 }

@@ -2,6 +2,7 @@ package fsm
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/dagstore/dagstore/shard"
@@ -220,9 +221,14 @@ func (a Answer) String() string { return a.Text(nil) }
 func (a Answer) Text(when func(time int64) string) string {
 	since := sinceText(when)
 	var b strings.Builder
-	if a.Ready {
+	missing := a.Missing
+	switch {
+	case a.Ready:
 		fmt.Fprintf(&b, "ready: an acquire is answered at once\n")
-	} else {
+	case a.healthy():
+		fmt.Fprintf(&b, "available; an acquire opens it\n")
+		missing = beside(missing, gAsked, gWantsProbe) // that is what the acquire is
+	default:
 		fmt.Fprintf(&b, "not ready\n")
 	}
 	fmt.Fprintf(&b, "  life %s, data %s, index %s, handle %s; %d accessors, %d acquires wait, %d others wait\n",
@@ -243,8 +249,26 @@ func (a Answer) Text(when func(time int64) string) string {
 	if a.Cause != "" {
 		fmt.Fprintf(&b, "  last failure: %q\n", a.Cause)
 	}
-	verdicts(&b, a.Missing, since)
+	verdicts(&b, missing, since)
 	return b.String()
+}
+
+// healthy says that a shard is available and closed, with nothing the matter and nobody
+// who waits.
+func (a *Answer) healthy() bool {
+	return a.Life == shard.Available.String() && a.Handle == Closed.String() && a.Cause == "" && a.Job == "" &&
+		a.Queue == nil && a.Ending == 0 && a.Parked == 0 && a.Waiting == 0
+}
+
+// beside leaves out the verdicts that lack nothing but one of gs.
+func beside(vs []Verdict, gs ...*Guard) (rest []Verdict) {
+	for i := range vs {
+		u := vs[i].Unmet
+		if len(u) != 1 || !slices.ContainsFunc(gs, func(g *Guard) bool { return g.Name == u[0].Name }) {
+			rest = append(rest, vs[i])
+		}
+	}
+	return rest
 }
 
 func sinceText(when func(int64) string) func(int64, uint64) string {

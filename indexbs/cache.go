@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"hash/maphash"
 	"sync"
 	"sync/atomic"
@@ -270,9 +271,9 @@ func (a *accessorCache) fetch(ctx context.Context, key shard.Key) (*entry, error
 	switch {
 	case err == nil:
 	case errors.Is(err, dagstore.ErrShardUnknown):
-		return nil, fmt.Errorf("acquire shard %q: %w", key, err)
+		return nil, notAcquired(key, err)
 	default:
-		return nil, fmt.Errorf("acquire shard %q: %w", key, asFailure(err))
+		return nil, notAcquired(key, asFailure(err))
 	}
 	// Taking the blockstore tells the store that the accessor has arrived: it is no
 	// longer closed when ctx ends.
@@ -534,4 +535,12 @@ func (a *accessorCache) close() {
 	for _, e := range out {
 		e.release()
 	}
+}
+
+// notAcquired is the error of an acquire, which names the shard once.
+func notAcquired(key shard.Key, err error) error {
+	if strings.HasPrefix(err.Error(), key.String()+": ") {
+		return fmt.Errorf("acquire shard %w", err)
+	}
+	return fmt.Errorf("acquire shard %q: %w", key, err)
 }
