@@ -77,7 +77,7 @@ var adoptedKey = ds.NewKey("/journal-adopted")
 // adoptLegacy takes over what the predecessor left in the datastore: each record
 // becomes a registration and what has become of it since. The records stay where
 // they are. An adoption that a crash cut short goes on the next time: shards that
-// the catalogue has already are left out.
+// the catalogue has already are left out, unless they were only registered.
 func (d *DAGStore) adoptLegacy(ctx context.Context, store ds.Datastore) error {
 	done, err := store.Has(ctx, adoptedKey)
 	if err != nil {
@@ -91,10 +91,15 @@ func (d *DAGStore) adoptLegacy(ctx context.Context, store ds.Datastore) error {
 		return err
 	}
 	for len(recs) > 0 {
-		n := min(len(recs), maxBatchEvents/2)
-		if err := d.adopt(recs[:n]); err != nil {
-			return err
+		n, bytes := 0, 0
+		for n < min(len(recs), maxBatchEvents) && bytes < maxBatchBytes {
+			bytes += len(recs[n].URL) + len(recs[n].Error)
+			n++
 		}
+		if err := d.adopt(recs[:n]); err != nil {
+			return fmt.Errorf("dagstore: adopt %d records of the predecessor: %w", n, err)
+		}
+		d.log.Info("adopted records of the predecessor", "shards", n)
 		recs = recs[n:]
 	}
 	if err := store.Put(ctx, adoptedKey, []byte("1")); err != nil {
@@ -103,7 +108,8 @@ func (d *DAGStore) adoptLegacy(ctx context.Context, store ds.Datastore) error {
 	return store.Sync(ctx, adoptedKey)
 }
 
-// legacyRecords reads the records whose shards are not in the catalogue.
+// legacyRecords reads the records whose shards are not in the catalogue, or only begun
+// to be adopted.
 func (d *DAGStore) legacyRecords(ctx context.Context, store ds.Datastore) ([]PersistedShard, error) {
 	results, err := store.Query(ctx, query.Query{})
 	if err != nil {
@@ -124,59 +130,89 @@ func (d *DAGStore) legacyRecords(ctx context.Context, store ds.Datastore) ([]Per
 			d.log.Warn("adopt: a record of the predecessor has a key that cannot be", "err", err)
 			continue
 		}
-		if d.cat.Get(key) == nil {
+		if rec := d.cat.Get(key); rec == nil || rec.Life() == shard.Registered && rec.Seq() == rec.Gen() {
 			recs = append(recs, p)
 		}
 	}
 	return recs, nil
 }
 
-// adopt journals some records as one batch and shows it.
+// adopt journals some records and shows them, in two steps:
+//
+//	registrations durable → files get names with those generations → what has become of them durable
+//
+// No file carries a generation that the journal does not have, so whatever a crash leaves
+// is this store's.
 func (d *DAGStore) adopt(recs []PersistedShard) error {
 	now := time.Now().UnixNano()
 	seq := d.journal.Head().Seq
 	var events []shard.Event
 	for i := range recs {
 		p := &recs[i]
+		if d.cat.Get(shard.KeyFromString(p.Key)) != nil {
+			continue // an earlier start came so far
+		}
 		seq++
-		st := shard.State{Life: shard.Registered, Lazy: p.Lazy || p.State == ShardStateAvailable || p.State == ShardStateServing,
-			URL: p.URL, Transient: d.adoptCopy(p, seq)}
-		born := shard.Event{Seq: seq, Gen: seq, Time: now, Kind: shard.EventRegistered, Key: shard.KeyFromString(p.Key), State: st}
-		events = append(events, born)
+		st := shard.State{Life: shard.Registered, Lazy: p.Lazy, URL: p.URL, Transient: p.TransientPath}
+		if d.isOwnCopy(p) {
+			st.Transient = ""
+		}
+		events = append(events, shard.Event{Seq: seq, Gen: seq, Time: now, Kind: shard.EventRegistered, Key: shard.KeyFromString(p.Key), State: st})
+	}
+	if err := d.appendAdopted(events); err != nil {
+		return err
+	}
+	events = events[:0]
+	for i := range recs {
+		p := &recs[i]
+		born := d.cat.Get(shard.KeyFromString(p.Key)).Event()
+		d.adoptCopy(p, born.Gen)
 		if e, ok := d.adoptState(p, born); ok {
 			seq++
-			e.Seq = seq
+			e.Seq, e.Time = seq, now
 			events = append(events, e)
 		}
+	}
+	return d.appendAdopted(events)
+}
+
+// appendAdopted journals events as one batch and shows it.
+func (d *DAGStore) appendAdopted(events []shard.Event) error {
+	if len(events) == 0 {
+		return nil
 	}
 	pos, err := d.journal.Append(events)
 	if err == nil {
 		err = d.cat.Apply(&journal.Batch{Events: events, End: pos})
 	}
-	if err != nil {
-		return fmt.Errorf("dagstore: adopt %d records of the predecessor: %w", len(recs), err)
-	}
-	d.log.Info("adopted records of the predecessor", "shards", len(recs))
-	return nil
+	return err
 }
 
-// adoptCopy gives a local copy that the predecessor made the name it has here, and
-// returns the path of one that is not ours.
-func (d *DAGStore) adoptCopy(p *PersistedShard, gen uint64) string {
-	old := p.TransientPath
-	if old == "" || old != filepath.Join(d.cfg.TransientsDir, "transient-"+p.Key+".complete") {
-		return old
+// predecessorsCopy is the name that the predecessor gave a shard's local copy.
+func (d *DAGStore) predecessorsCopy(key string) string {
+	return filepath.Join(d.cfg.TransientsDir, "transient-"+key+".complete")
+}
+
+// isOwnCopy says that the copy of a record was made by the predecessor; others are the
+// caller's.
+func (d *DAGStore) isOwnCopy(p *PersistedShard) bool {
+	return p.TransientPath != "" && p.TransientPath == d.predecessorsCopy(p.Key)
+}
+
+// adoptCopy gives the copy of a record the name that it has here. One that cannot have it
+// is made again.
+func (d *DAGStore) adoptCopy(p *PersistedShard, gen uint64) {
+	if !d.isOwnCopy(p) {
+		return
 	}
-	to := filepath.Join(d.cfg.TransientsDir, mount.CopyName(gen, p.Key)+".complete")
-	err := d.cfg.fs.Rename(old, to)
+	to := filepath.Join(d.cfg.TransientsDir, mount.CopyName(gen, p.Key)+copySuffix)
+	err := d.cfg.fs.Rename(p.TransientPath, to)
 	if err == nil {
 		err = d.cfg.fs.SyncDir(d.cfg.TransientsDir)
 	}
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		d.log.Warn("adopt: a local copy keeps its old name", "shard", p.Key, "err", err)
-		return old
+		d.log.Warn("adopt: a local copy keeps its old name and is not used", "shard", p.Key, "err", err)
 	}
-	return ""
 }
 
 // adoptState returns the event after the registration, if there is one: an errored
@@ -188,7 +224,7 @@ func (d *DAGStore) adoptState(p *PersistedShard, born shard.Event) (shard.Event,
 	e.State.Lazy = p.Lazy
 	switch p.State {
 	case ShardStateErrored, ShardStateRecovering:
-		e.Kind, e.State.Life, e.State.Reason = shard.EventFailed, shard.Errored, p.Error
+		e.Kind, e.State.Life, e.State.Reason = shard.EventFailed, shard.Errored, shard.CutText(p.Error)
 		if p.State == ShardStateRecovering {
 			e.Kind, e.State.Life = shard.EventRecovering, shard.Recovering
 		}

@@ -224,7 +224,7 @@ func (p *PersistedShard) event(copies string) (shard.Event, error) {
 		}
 	}
 	if l := e.State.Life; l == shard.Errored || l == shard.Recovering {
-		if e.State.Reason = p.Error; p.Error == "" {
+		if e.State.Reason = shard.CutText(p.Error); p.Error == "" {
 			e.State.Reason = "unknown"
 		}
 	}

@@ -97,6 +97,7 @@ type repoWorld struct {
 	idxDir  string
 	repo    dagstore.ShardRepo
 	base    ds.Datastore // if there is no repo
+	change  func(*dagstore.Config)
 	fetched atomic.Int32
 	d       *dagstore.DAGStore
 }
@@ -120,7 +121,7 @@ func (w *repoWorld) remote() mount.Mount {
 	return &remoteMount{mount.FSMount{FS: testdata.FS, Path: testdata.FSPathCarV2}, w}
 }
 
-func (w *repoWorld) start() *dagstore.DAGStore {
+func (w *repoWorld) config() dagstore.Config {
 	w.t.Helper()
 	r := mount.NewRegistry()
 	if err := errors.Join(r.Register("remote", &remoteMount{mount.FSMount{FS: testdata.FS}, w}), r.Register("fs", &mount.FSMount{FS: testdata.FS})); err != nil {
@@ -130,7 +131,16 @@ func (w *repoWorld) start() *dagstore.DAGStore {
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	w.d = start(w.t, dagstore.Config{TransientsDir: w.dir, ShardRepo: w.repo, Datastore: w.base, IndexRepo: idx, MountRegistry: r})
+	cfg := dagstore.Config{TransientsDir: w.dir, ShardRepo: w.repo, Datastore: w.base, IndexRepo: idx, MountRegistry: r, Logger: quiet}
+	if w.change != nil {
+		w.change(&cfg)
+	}
+	return cfg
+}
+
+func (w *repoWorld) start() *dagstore.DAGStore {
+	w.t.Helper()
+	w.d = start(w.t, w.config())
 	return w.d
 }
 
@@ -244,6 +254,53 @@ func TestShardRepoKeepsIndices(t *testing.T) {
 		t.Fatal(err)
 	}
 	works(t, d, key("a"))
+}
+
+// TestShardRepoBesideFiles: a top-level index and checkpoints on the disk, which outlive
+// what the journal of a store over a ShardRepo has of its history, are never taken for what
+// they are not. Proves A8 (over a ShardRepo).
+func TestShardRepoBesideFiles(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		w := newRepoWorld(t, &tableRepo{})
+		top, checkpoints := t.TempDir(), t.TempDir()
+		w.change = func(cfg *dagstore.Config) {
+			cfg.TopLevelDir, cfg.CheckpointDir = top, checkpoints
+			cfg.Checkpoints.Events = 2
+		}
+		d := w.start()
+		want := make(map[string]bool)
+		for round := range 6 {
+			for _, k := range []string{"a", "b", "c", "d"} {
+				switch {
+				case !want[k] && (round+len(k)+int(k[0]))%3 != 0:
+					register(t, d, key("%s", k), w.remote())
+					want[k] = true
+				case want[k] && (round+int(k[0]))%3 == 0:
+					settle()
+					destroy(t, d, key("%s", k))
+					delete(want, k)
+				}
+			}
+			settle()
+			for range 2 {
+				d = w.restart() // once more without a change between
+				settle()
+				keys, _, err := d.FindShards(background, testdata.RootCID.Hash(), dagstore.Latest())
+				if err != nil && len(want) > 0 || len(keys) != len(want) || len(d.AllShardsInfo()) != len(want) {
+					t.Fatalf("round %d: %v, %v; want %v", round, keys, err, want)
+				}
+				for _, k := range keys {
+					if !want[k.String()] {
+						t.Errorf("round %d: found in %s, want %v", round, k, want)
+					}
+					works(t, d, k)
+				}
+				if n := w.fetched.Load(); n != 0 {
+					t.Errorf("round %d: %d were fetched again", round, n)
+				}
+			}
+		}
+	})
 }
 
 // TestShardRepoOfOthers: records that are older than generations, or were changed by
