@@ -221,6 +221,22 @@ func (r *diskRun) fault(p any) error {
 	panic(p)
 }
 
+// passes says whether the run's filter lets a fingerprint through, or is not in memory.
+func (r *diskRun) passes(f fingerprint) bool {
+	p := &r.parts[partOf(f.hi, r.partBits)]
+	if p.entries == 0 {
+		return false
+	}
+	mem := p.mem.Load()
+	if mem == nil {
+		return true
+	}
+	if !p.used.Load() {
+		p.used.Store(true)
+	}
+	return p.segment == 0 || p.has(mem, f.hi)
+}
+
 // find appends the numbers of the ingests that have f, the first so many, with the help of
 // a buffer for buckets. The caller guards.
 func (r *diskRun) find(f fingerprint, found []uint32, buf *[]byte, most int) ([]uint32, error) {

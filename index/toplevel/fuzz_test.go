@@ -67,7 +67,7 @@ func FuzzRun(f *testing.F) {
 		}
 		st := &state{diskSet: &diskSet{disk: []*diskRun{r}}}
 		for i := range uint64(20) {
-			_ = st.lookup(fingerprint{seed * (i + 1) * 0x9e3779b97f4a7c15, uint32(i)}, new(scratch), func(Ingest) bool { return true })
+			_ = st.lookup(fingerprint{seed * (i + 1) * 0x9e3779b97f4a7c15, uint32(i)}, 0, new(scratch), func(Ingest) bool { return true })
 		}
 		_ = r.verify(func() error { return nil })
 	})

@@ -703,21 +703,24 @@ func (x *Index) Lookup(mh multihash.Multihash, visit func(Ingest) bool) error {
 			}
 		}
 	}
-	if len(st.disk) == 0 {
-		if x.ended.Load() {
+	i := st.skip(f, 0)
+	if i == len(st.disk) {
+		if i == 0 && x.ended.Load() {
 			return x.lookupElsewhere(mh, visit)
 		}
 		return nil
 	}
 	s := scratches.Get().(*scratch)
 	defer s.done()
-	// What was in memory and is no longer is on the disk now.
-	if st = x.use(s.stripe); len(st.disk) == 0 && x.ended.Load() {
-		st.leave(s.stripe)
-		return x.lookupElsewhere(mh, visit)
+	now := x.use(s.stripe)
+	defer now.leave(s.stripe)
+	if now.diskSet != st.diskSet {
+		if len(now.disk) == 0 && x.ended.Load() {
+			return x.lookupElsewhere(mh, visit)
+		}
+		st, i = now, 0 // what was in memory and is no longer is on the disk
 	}
-	defer st.leave(s.stripe)
-	err := st.lookup(f, s, visit)
+	err := st.lookup(f, i, s, visit)
 	if err != nil {
 		x.noteDamage(err)
 	}
@@ -739,9 +742,18 @@ func (s *scratch) done() {
 	scratches.Put(s)
 }
 
-// lookup looks into the runs on disk.
-func (st *state) lookup(f fingerprint, s *scratch, visit func(Ingest) bool) error {
-	for i := 0; i < len(st.disk); {
+// skip returns the first run on disk from number i on that is to be looked into. It
+// asks filters that are in memory only, which nobody has to hold.
+func (st *state) skip(f fingerprint, i int) int {
+	for i < len(st.disk) && !st.disk[i].passes(f) {
+		i++
+	}
+	return i
+}
+
+// lookup looks into the runs on disk from number i on, which the caller holds.
+func (st *state) lookup(f fingerprint, i int, s *scratch, visit func(Ingest) bool) error {
+	for i < len(st.disk) {
 		var err error
 		// All runs that have nothing, under one guard.
 		if i, err = st.first(f, i, s); err != nil {

@@ -464,7 +464,7 @@ func TestEveryByteOfARun(t *testing.T) {
 		st := &state{diskSet: &diskSet{disk: []*diskRun{r}}}
 		for i := range uint64(entries) {
 			found := false
-			err := st.lookup(x.key.of(hash(i, nil)), new(scratch), func(in Ingest) bool { found = found || in == ingestNo(0); return true })
+			err := st.lookup(x.key.of(hash(i, nil)), 0, new(scratch), func(in Ingest) bool { found = found || in == ingestNo(0); return true })
 			switch {
 			case errors.As(err, &damaged):
 				failed++
