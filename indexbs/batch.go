@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	blocks "github.com/ipfs/go-block-format"
@@ -494,7 +495,7 @@ type opener struct {
 // opening is a shard that is being opened.
 type opening struct {
 	done  chan struct{}
-	e     *entry
+	e     atomic.Pointer[entry] // nil also if it was let go of
 	fresh bool
 	err   error
 }
@@ -519,7 +520,11 @@ func (o *opener) open(key shard.Key) *opening {
 	x := &opening{done: make(chan struct{})}
 	go func() {
 		defer close(x.done)
-		x.e, x.fresh, x.err = o.bs.cache.acquire(o.ctx, key)
+		e, fresh, err := o.bs.cache.acquire(o.ctx, key)
+		x.fresh, x.err = fresh, err
+		if err == nil {
+			o.bs.cache.putAhead(x, e)
+		}
 	}()
 	return x
 }
@@ -533,7 +538,10 @@ func (o *opener) acquire(g *group) (e *entry, fresh bool, err error) {
 	g.opening = nil
 	o.waiting--
 	<-x.done
-	return x.e, x.fresh, x.err
+	if e := o.bs.cache.takeAhead(x); e != nil || x.err != nil {
+		return e, x.fresh, x.err
+	}
+	return o.bs.cache.acquire(o.ctx, g.key) // it was let go of
 }
 
 // close ends what was not taken.
@@ -542,8 +550,8 @@ func (o *opener) close() {
 	for i := range o.groups {
 		if x := o.groups[i].opening; x != nil {
 			<-x.done
-			if x.e != nil {
-				x.e.release()
+			if e := o.bs.cache.takeAhead(x); e != nil {
+				e.release()
 			}
 		}
 	}

@@ -45,7 +45,8 @@ type accessorCache struct {
 	mu struct {
 		sync.Mutex
 		flights map[shard.Key]*flight
-		byUse   byStamp // all entries
+		ahead   map[*opening]struct{} // what batches opened ahead
+		byUse   byStamp               // all entries
 		timer   *time.Timer
 		closed  bool
 		hits    uint64      // of entries that were removed
@@ -97,7 +98,7 @@ func (a *accessorCache) init(ctx context.Context, d IdxBstoreDagstore, size int,
 	for i := range a.stripes {
 		a.stripes[i].entries = make(map[shard.Key]*entry)
 	}
-	a.mu.flights = make(map[shard.Key]*flight)
+	a.mu.flights, a.mu.ahead = make(map[shard.Key]*flight), make(map[*opening]struct{})
 	a.ctx, a.cancel = context.WithCancel(ctx)
 	a.mu.Lock() // close may run at once
 	defer a.mu.Unlock()
@@ -257,15 +258,16 @@ func (a *accessorCache) departLocked(key shard.Key) *flight {
 // accessor that comes late must be closed.
 func (a *accessorCache) fetch(ctx context.Context, key shard.Key) (*entry, error) {
 	res, err := a.ask(ctx, key)
-	for try := 0; err != nil && mount.IsShortage(err) && try < shortTries && ctx.Err() == nil; try++ {
+	for pause, left := shortPause, shortPatience; err != nil && mount.IsShortage(err) && left > 0 && ctx.Err() == nil; left -= pause {
 		a.counts.shortages.Add(1)
 		a.letGoIdle()
-		pause := time.NewTimer(shortPause << try)
+		timer := time.NewTimer(pause)
 		select {
-		case <-pause.C:
+		case <-timer.C:
 		case <-ctx.Done():
-			pause.Stop()
+			timer.Stop()
 		}
+		pause = min(2*pause, shortPauseMost)
 		res, err = a.ask(ctx, key)
 	}
 	switch {
@@ -287,10 +289,12 @@ func (a *accessorCache) fetch(ctx context.Context, key shard.Key) (*entry, error
 }
 
 // Acquires for which this process has no descriptors are tried again once those of
-// accessors that are not in use are given up: after 5 ms, 10, and so on, 1.3 s in all.
+// accessors that are not in use are given up: after 5 ms, 10, and so on, for 10 s or as
+// long as somebody waits. A read holds one accessor at a time, so others come free.
 const (
-	shortTries = 8
-	shortPause = 5 * time.Millisecond
+	shortPause     = 5 * time.Millisecond
+	shortPauseMost = 160 * time.Millisecond
+	shortPatience  = 10 * time.Second
 )
 
 // ask acquires a shard, once.
@@ -333,9 +337,37 @@ func (a *accessorCache) letGo(key shard.Key) {
 	}
 }
 
-// letGoIdle closes the accessors that are not in use.
+// putAhead keeps what a batch opened ahead, with one use of it, until takeAhead.
+func (a *accessorCache) putAhead(x *opening, e *entry) {
+	x.e.Store(e)
+	a.mu.Lock()
+	a.mu.ahead[x] = struct{}{}
+	a.mu.Unlock()
+}
+
+// takeAhead returns what a batch opened ahead; nil: nothing, or it was let go of.
+func (a *accessorCache) takeAhead(x *opening) *entry {
+	a.mu.Lock()
+	delete(a.mu.ahead, x)
+	a.mu.Unlock()
+	return x.e.Swap(nil)
+}
+
+// letGoIdle closes the accessors that are not in use, those that batches opened ahead of
+// their turn too: who holds one shard and waits for another might wait for ever.
 func (a *accessorCache) letGoIdle() {
 	var out []*entry
+	a.mu.Lock()
+	for x := range a.mu.ahead {
+		if e := x.e.Swap(nil); e != nil {
+			out = append(out, e)
+		}
+	}
+	a.mu.Unlock()
+	for _, e := range out {
+		e.release()
+	}
+	out = out[:0]
 	a.mu.Lock()
 	for _, e := range a.mu.byUse {
 		if e.refs.Load() == 1 {

@@ -24,9 +24,9 @@ import (
 
 const fewDescriptorsEnv = "DAGSTORE_TEST_FEW_DESCRIPTORS"
 
-// TestFewDescriptors: a process that may have 64 descriptors registers 500 files, and
-// every read through the blockstore succeeds, from eight goroutines and in batches.
-// Proves A5.
+// TestFewDescriptors: a process that may have 64 descriptors registers 500 files at once,
+// read in place or copied, and every read through the blockstore succeeds, from 32
+// goroutines, half of them with batches over 20 shards. Proves A5.
 func TestFewDescriptors(t *testing.T) {
 	if dir := os.Getenv(fewDescriptorsEnv); dir != "" {
 		if err := withFewDescriptors(t, dir); err != nil {
@@ -40,10 +40,14 @@ func TestFewDescriptors(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	cmd := exec.Command(os.Args[0], "-test.run=^TestFewDescriptors$", "-test.timeout=3m")
-	cmd.Env = append(os.Environ(), fewDescriptorsEnv+"="+dir)
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	for _, kind := range []string{"read in place", "copied"} {
+		t.Run(kind, func(t *testing.T) {
+			cmd := exec.Command(os.Args[0], "-test.run=^TestFewDescriptors$", "-test.timeout=3m")
+			cmd.Env = append(os.Environ(), fewDescriptorsEnv+"="+dir, fewDescriptorsEnv+"_STORE="+t.TempDir(), fewDescriptorsEnv+"_KIND="+kind)
+			if out, err := cmd.CombinedOutput(); err != nil {
+				t.Fatalf("%v\n%s", err, out)
+			}
+		})
 	}
 }
 
@@ -58,21 +62,26 @@ func withFewDescriptors(t *testing.T, dir string) error {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
-	d, err := dagstore.Open(ctx, filepath.Join(dir, "store"), dagstore.WithLogger(slog.New(slog.DiscardHandler)))
+	d, err := dagstore.Open(ctx, os.Getenv(fewDescriptorsEnv+"_STORE"), dagstore.WithLogger(slog.New(slog.DiscardHandler)),
+		dagstore.WithMount("fs", &mount.FSMount{FS: os.DirFS(dir)}))
 	if err != nil {
 		return err
 	}
 	defer d.Close()
-	var registering errgroup.Group
-	registering.SetLimit(4)
+	out := make(chan dagstore.ShardResult, fewShards)
 	for i := range fewShards {
-		registering.Go(func() error {
-			_, err := d.RegisterShardSync(ctx, shard.KeyFromString(fmt.Sprint(i)), &mount.FileMount{Path: fewPath(dir, i)}, dagstore.RegisterOpts{})
+		m := mount.Mount(&mount.FileMount{Path: fewPath(dir, i)})
+		if os.Getenv(fewDescriptorsEnv+"_KIND") == "copied" {
+			m = &mount.FSMount{FS: os.DirFS(dir), Path: fmt.Sprintf("%d.car", i)}
+		}
+		if err := d.RegisterShard(ctx, shard.KeyFromString(fmt.Sprint(i)), m, out, dagstore.RegisterOpts{}); err != nil {
 			return err
-		})
+		}
 	}
-	if err := registering.Wait(); err != nil {
-		return fmt.Errorf("register: %w", err)
+	for range fewShards {
+		if res := <-out; res.Error != nil {
+			return fmt.Errorf("register: %w", res.Error)
+		}
 	}
 	bs, err := indexbs.Of(d)
 	if err != nil {
@@ -80,7 +89,7 @@ func withFewDescriptors(t *testing.T, dir string) error {
 	}
 	defer bs.Close()
 	var g errgroup.Group
-	for w := range 8 {
+	for w := range 32 {
 		g.Go(func() error {
 			for i := range fewShards {
 				n := (i*(2*w+1) + 61*w) % fewShards
@@ -89,7 +98,13 @@ func withFewDescriptors(t *testing.T, dir string) error {
 					cids = append(cids, cidOf(blockOf(uint64(fewBlocks*n+b+1), 512)))
 				}
 				if w%2 == 0 {
-					if _, err := bs.GetMany(ctx, append(cids, cidOf(blockOf(uint64(fewBlocks*((n+7)%fewShards)+1), 512)))); err != nil {
+					for k := range 20 { // of many shards, which are opened ahead
+						cids = append(cids, cidOf(blockOf(uint64(fewBlocks*((n+7*k)%fewShards)+1), 512)))
+					}
+					if i%10 != 0 {
+						continue
+					}
+					if _, err := bs.GetMany(ctx, cids); err != nil {
 						return err
 					}
 					continue
