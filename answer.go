@@ -172,9 +172,23 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 		if req.kind == fsm.Acquire {
 			at = durable{} // the event was not of its making
 		}
-		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: errorFor(req, code, cause), Seq: at.seq, Position: at.pos})
+		err := errorFor(req, code, cause)
+		if lv != nil && req.kind == fsm.Acquire && (code == fsm.ErrErrored || code == fsm.ErrFailed) {
+			err = &refusal{err, &UnavailableError{Shards: []shard.Key{req.key}, Reason: err, Since: timeOf(lv.s.Since[fsm.PlaceFault])}}
+		}
+		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: err, Seq: at.seq, Position: at.pos})
 	}
 }
+
+// refusal is the error of an acquire of a shard that failed, in the words of old, and
+// what that means to who looks for its blocks.
+type refusal struct {
+	err  error
+	away *UnavailableError
+}
+
+func (r *refusal) Error() string   { return r.err.Error() }
+func (r *refusal) Unwrap() []error { return []error{r.err, r.away} }
 
 // awayError says that a shard's source cannot be had, and when it is tried again.
 func (e *eventLoop) awayError(lv *live, cause error) error {

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/dagstore/dagstore/projection"
+	"github.com/dagstore/dagstore/shard"
 )
 
 // HealthState sums up how a store is.
@@ -62,6 +63,9 @@ type Health struct {
 	ReadOnly error
 	// Follower: the store follows the journal of another process.
 	Follower bool
+	// Shards counts those that cannot serve, or could not when they were last asked for.
+	// They keep no store from being ready.
+	Shards TroubledShards
 	// Refused counts the appends that the journal refused, be it for a moment: a full
 	// disk shows here while the store goes on.
 	Refused RefusedAppends
@@ -104,6 +108,15 @@ func (s WriterState) String() string {
 
 // MarshalText encodes the state as its name.
 func (s WriterState) MarshalText() ([]byte, error) { return []byte(s.String()), nil }
+
+// TroubledShards counts the shards that cannot serve, by why.
+type TroubledShards struct {
+	// Errored: recover or destroy them. Recovering: they are being indexed anew.
+	Errored, Recovering int
+	// Away: their sources could not be had when they were last asked for, or this machine
+	// was short of something. They come back by themselves.
+	Away int
+}
 
 // RefusedAppends are the batches of events that the journal did not take since the store
 // was started. What was to become of the shards in them did not come to be, and who asked
@@ -215,6 +228,9 @@ func (d *DAGStore) Health() Health {
 			h.WriterSeen, h.Writer = d.tail.writer()
 		}
 	}
+	if snap := d.cat.Snapshot(); running {
+		h.Shards = TroubledShards{Errored: snap.Count(shard.Errored), Recovering: snap.Count(shard.Recovering), Away: int(d.ailing.Load())}
+	}
 	d.health.Lock()
 	defer d.health.Unlock()
 	h.ReadOnly, h.Refused, h.Recovery = d.health.readOnly, d.health.refused, d.health.recovery
@@ -281,6 +297,9 @@ func (h Health) String() string {
 		fmt.Fprintf(&b, ": %q", why)
 	}
 	b.WriteString("\n")
+	if s := h.Shards; s != (TroubledShards{}) {
+		fmt.Fprintf(&b, "  shards: %d errored, %d being recovered, %d away\n", s.Errored, s.Recovering, s.Away)
+	}
 	if r := h.Refused; r.Count > 0 {
 		fmt.Fprintf(&b, "  the journal refused %d appends, the last one at %s: %q\n", r.Count, r.Last.UTC().Format(time.RFC3339), r.Err)
 	}
@@ -321,9 +340,10 @@ func (h Health) MarshalJSON() ([]byte, error) {
 		Writer   string          `json:"writer,omitempty"`
 		Seen     *time.Time      `json:"writerSeen,omitempty"`
 		ReadOnly string          `json:"readOnly,omitempty"`
+		Shards   shardsJSON      `json:"troubledShards"`
 		Refused  *refusedJSON    `json:"refusedAppends,omitempty"`
 		Views    []FreshnessJSON `json:"views"`
-	}{h.State, h.Since.UTC(), h.Live(), h.Ready(), h.Reason(), h.Head.Seq, h.Head.Token(), h.Follower, writer, seen, text(h.ReadOnly), h.Refused.json(), views})
+	}{h.State, h.Since.UTC(), h.Live(), h.Ready(), h.Reason(), h.Head.Seq, h.Head.Token(), h.Follower, writer, seen, text(h.ReadOnly), shardsJSON(h.Shards), h.Refused.json(), views})
 }
 
 type refusedJSON struct {
@@ -334,6 +354,13 @@ type refusedJSON struct {
 }
 
 // json is the form for programs, nil if nothing was refused.
+// shardsJSON is TroubledShards for programs.
+type shardsJSON struct {
+	Errored    int `json:"errored"`
+	Recovering int `json:"recovering"`
+	Away       int `json:"away"`
+}
+
 func (r *RefusedAppends) json() *refusedJSON {
 	if r.Count == 0 {
 		return nil

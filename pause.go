@@ -98,13 +98,14 @@ func (e *eventLoop) pause(lv *live) {
 	if a.tries == 0 && s.Ail != fsm.Short {
 		a.tries, a.retryAt = 1, e.now
 		e.internal = append(e.internal, input{lv: lv, trig: fsm.Retry})
+		e.tryUnasked(lv, pauseFirst)
 		return
 	}
 	first, most := pauseFirst, pauseMost
 	if s.Ail == fsm.Short {
 		first, most = pauseShort, pauseShortMost
 	}
-	d := grown(first, most, max(a.tries-1, 0))
+	d := grown(first, most, a.tries-1)
 	if s.Life == shard.Recovering {
 		d = max(d, time.Duration(len(e.pauses.ends))*time.Second/retryRate)
 	}
@@ -114,16 +115,21 @@ func (e *eventLoop) pause(lv *live) {
 	d = e.varied(d)
 	a.retryAt = e.now + int64(d)
 	e.pauses.add(e, pause{at: a.retryAt, lv: lv})
-	if s.Life == shard.Registered && !s.Lazy {
-		d = max(d, e.varied(grown(pauseFirst, pauseUnasked, max(a.tries-1, 0))))
-		e.pauses.add(e, pause{at: e.now + int64(d), lv: lv, unasked: true})
-	}
+	e.tryUnasked(lv, max(d, grown(pauseFirst, pauseUnasked, a.tries-1)))
 	a.tries++
+}
+
+// tryUnasked has a new shard that is not lazy initialised after a while, though nobody
+// asks for it.
+func (e *eventLoop) tryUnasked(lv *live, d time.Duration) {
+	if s := &lv.s; s.Life == shard.Registered && !s.Lazy {
+		e.pauses.add(e, pause{at: e.now + int64(e.varied(d)), lv: lv, unasked: true})
+	}
 }
 
 // grown is first, doubled for each try that failed, at most most.
 func grown(first, most time.Duration, tries int) time.Duration {
-	return min(first<<min(tries, 16), most)
+	return min(first<<min(max(tries, 0), 16), most)
 }
 
 // varied is d, a quarter more or less.
