@@ -532,6 +532,9 @@ func (m *simModel) replay(j journal.Journal) *replayed {
 	err = j.Replay(horizon.Seq, func(b *journal.Batch) error {
 		for i := range b.Events {
 			ev := b.Events[i]
+			if ev.Kind == shard.EventFailed && slices.ContainsFunc(passingTexts, func(text string) bool { return strings.Contains(ev.State.Reason, text) }) {
+				m.s.failf("A4, A5: %q is errored for what passes: %s", ev.Key, ev.State.Reason)
+			}
 			if ev.Seq != next {
 				return fmt.Errorf("event %d where %d comes next", ev.Seq, next)
 			}

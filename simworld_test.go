@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net/url"
 	"sync"
+	"syscall"
 
 	blocks "github.com/ipfs/go-block-format"
 	"github.com/ipfs/go-cid"
@@ -110,6 +112,8 @@ const (
 	verdictError
 	verdictMissing
 	verdictNotReady
+	verdictAway        // the disk is not mounted
+	verdictDescriptors // the process has no more
 	verdictPanic
 	verdictShort  // the stream ends early
 	verdictMidway // the stream fails in the middle
@@ -118,9 +122,26 @@ const (
 	numVerdicts
 )
 
-var verdictNames = [numVerdicts]string{"ok", "error", "missing", "not-ready", "panic", "short", "midway", "pause"}
+var verdictNames = [numVerdicts]string{"ok", "error", "missing", "not-ready", "away", "descriptors", "panic", "short", "midway", "pause"}
 
 func (v verdict) String() string { return verdictNames[v] }
+
+// err is the error of a call that a verdict lets fail.
+func (v verdict) err(op string) error {
+	switch v {
+	case verdictError:
+		return errSim
+	case verdictAway:
+		return &fs.PathError{Op: op, Path: "/mnt/x.car", Err: syscall.ENOENT}
+	case verdictDescriptors:
+		return &fs.PathError{Op: op, Path: "/mnt/x.car", Err: syscall.EMFILE}
+	}
+	return nil
+}
+
+// passingTexts are in the errors of what passes: of sources that cannot be had, and of a
+// machine that is short of something. No such error is a shard's recorded fate.
+var passingTexts = []string{errSim.Error(), mount.ErrNotFound.Error(), fs.ErrNotExist.Error(), syscall.ENOENT.Error(), syscall.EMFILE.Error(), syscall.ENOSPC.Error()}
 
 // gate is a call that waits for the simulator's verdict. It does not watch its
 // context: a mount that ignores it is what the store must cope with.
@@ -190,9 +211,10 @@ func (m *simMount) Stat(ctx context.Context) (mount.Stat, error) {
 	m.w.mu.Lock()
 	st := mount.Stat{Exists: src.exists, Size: int64(len(src.content.data)), Ready: src.ready}
 	m.w.mu.Unlock()
+	if err := v.err("stat"); err != nil {
+		return mount.Stat{}, err
+	}
 	switch v {
-	case verdictError:
-		return mount.Stat{}, errSim
 	case verdictMissing:
 		return mount.Stat{}, nil
 	case verdictNotReady:
@@ -214,8 +236,8 @@ func (m *simMount) Fetch(ctx context.Context) (mount.Reader, error) {
 	switch {
 	case v == verdictPanic:
 		panic("simulated panic of a mount")
-	case v == verdictError:
-		return nil, errSim
+	case v.err("open") != nil:
+		return nil, v.err("open")
 	case v == verdictMissing, !src.exists:
 		return nil, mount.ErrNotFound
 	}
