@@ -49,13 +49,22 @@ type pasts struct {
 	horizon uint64
 	born    map[life]struct{}
 	alive   map[uint64]struct{}
+	// keys are those of shards, by their hashes, if records are all that is left of a
+	// past: what a record does not name of its shard is over.
+	keys map[string]struct{}
 }
 
 // pastsOf looks up generations. A journal in memory that the store made itself has no
-// past, and a repository of records none of those that ended.
+// past.
 func (d *DAGStore) pastsOf(gens map[uint64]struct{}) (*pasts, error) {
 	p := &pasts{born: make(map[life]struct{}), alive: make(map[uint64]struct{})}
-	if d.cfg.ShardRepo != nil || d.cfg.Journal == nil && d.cfg.Datastore == nil || planted.Bug("store-sweeps-without-a-record") {
+	if d.cfg.ShardRepo != nil {
+		p.keys = make(map[string]struct{})
+	} else if d.cfg.Journal == nil && d.cfg.Datastore == nil {
+		p.all = true
+		return p, nil
+	}
+	if planted.Bug("store-sweeps-without-a-record") {
 		p.all = true
 		return p, nil
 	}
@@ -63,6 +72,9 @@ func (d *DAGStore) pastsOf(gens map[uint64]struct{}) (*pasts, error) {
 		p.horizon = c.Horizon().Seq
 	}
 	d.cat.Snapshot().All(func(r *projection.Record) bool {
+		if p.keys != nil {
+			p.keys[hashOf(r.Key().String())] = struct{}{}
+		}
 		if _, wanted := gens[r.Gen()]; wanted {
 			p.born[life{r.Gen(), hashOf(r.Key().String())}] = struct{}{}
 			p.alive[r.Gen()] = struct{}{}
@@ -87,6 +99,9 @@ func (p *pasts) forgotten(l life) bool {
 
 func (p *pasts) known(l life) bool {
 	_, ok := p.born[l]
+	if !ok && p.keys != nil {
+		_, ok = p.keys[l.hash]
+	}
 	return ok || p.all
 }
 
@@ -260,7 +275,8 @@ func (d *DAGStore) findLeftovers(copyAlive func(name string) bool, indexAlive fu
 	if err != nil {
 		return copies, indices, listed, fmt.Errorf("dagstore: what the journal says of files that no shard has: %w", err)
 	}
-	trusted := p.trusts(files, !d.hasIndexed())
+	// Records that are away look like those of a store that begins.
+	trusted := p.trusts(files, !d.hasIndexed() && d.cfg.ShardRepo == nil)
 	for _, f := range deadIndices {
 		indices.add(p, trusted, f.Name, f.Bytes)
 	}
@@ -295,6 +311,9 @@ func (d *DAGStore) removeIndices(l *leftovers, listed bool, alive func(gen uint6
 			return nil
 		}
 		return d.cfg.IndexRepo.(indexLister).RemoveLeftovers(l.over)
+	}
+	if d.cfg.ShardRepo != nil && d.cat.Snapshot().Len() == 0 {
+		return nil
 	}
 	head := d.journal.Head().Seq
 	_, memory := d.journal.(*journal.Memory)

@@ -398,6 +398,54 @@ func TestShardRepoLostLife(t *testing.T) {
 	})
 }
 
+// TestShardRepoAway: a start over a repository that has no records, as one whose datastore
+// is not there, removes nothing; with the records back nothing is fetched again. What the
+// last shard left is removed when there are others again. Proves A6 (a ShardRepo).
+func TestShardRepoAway(t *testing.T) {
+	bubble(t, func(t *testing.T) {
+		repo := &tableRepo{}
+		w := newRepoWorld(t, repo)
+		d := w.start()
+		for _, k := range []string{"a", "b", "c"} {
+			register(t, d, key("%s", k), w.remote())
+		}
+		closeStore(t, d)
+		rows := repo.rows
+		repo.rows = nil
+		for range 2 {
+			d = w.start()
+			settle()
+			if n := len(d.AllShardsInfo()); n != 0 {
+				t.Errorf("%d shards", n)
+			}
+			w.wantFiles(3, 3)
+			closeStore(t, d)
+		}
+		repo.rows = rows
+		w.fetched.Store(0)
+		d = w.start()
+		settle()
+		for _, k := range []string{"a", "b", "c"} {
+			works(t, d, key("%s", k))
+		}
+		if n := w.fetched.Load(); n != 0 {
+			t.Errorf("%d were fetched again", n)
+		}
+		closeStore(t, d)
+
+		repo.rows = nil // all were destroyed, and a crash kept their files
+		d = w.start()
+		register(t, d, key("b"), w.remote())
+		d = w.restart()
+		settle()
+		works(t, d, key("b"))
+		w.wantFiles(1, 1)
+		if n := w.fetched.Load(); n != 0 {
+			t.Errorf("%d were fetched again", n)
+		}
+	})
+}
+
 // TestShardRepoResumes: what was under way goes on after a restart over a ShardRepo.
 func TestShardRepoResumes(t *testing.T) {
 	bubble(t, func(t *testing.T) {
