@@ -277,6 +277,11 @@ func (o *HTTPOptions) mayPass(e *HTTPError) bool {
 // finalError is an answer that no repetition would improve.
 type finalError struct{ err error }
 
+func isFinal(err error) bool {
+	var fe *finalError
+	return errors.As(err, &fe)
+}
+
 func final(err error) error                   { return &finalError{err} }
 func finalf(format string, args ...any) error { return final(fmt.Errorf(format, args...)) }
 func (e *finalError) Error() string           { return e.err.Error() }
@@ -600,11 +605,10 @@ func (b *httpBody) finish() error {
 	var one [1]byte
 	for range 100 {
 		n, err := b.Read(one[:])
-		var fe *finalError
 		switch {
 		case n > 0:
 			return final(fmt.Errorf("%w: it goes on after the last byte that was asked for", ErrSizeMismatch))
-		case errors.As(err, &fe):
+		case err != nil && isFinal(err):
 			return err
 		case err != nil:
 			return nil

@@ -295,7 +295,7 @@ func (r *httpReader) readRange(p []byte) (int, error) {
 			r.dropBody()
 		}
 		if n > 0 {
-			if final := (*finalError)(nil); errors.As(err, &final) {
+			if err != nil && isFinal(err) {
 				r.err = r.failed(err)
 				return n, r.err
 			}
