@@ -38,7 +38,7 @@ func TestCheckOldCheckpoints(t *testing.T) {
 		if _, seq, _ := projection.ParseCheckpointName(name); seq >= j.Horizon().Seq {
 			continue
 		}
-		if err := sim.FlipBit(filepath.Join(checkpoints, name), 8*150); err != nil {
+		if err := sim.FlipBit(filepath.Join(checkpoints, name), 150); err != nil {
 			t.Fatal(err)
 		}
 	}
