@@ -115,7 +115,7 @@ func openBytes(b []byte, name string) (*ShardIndex, error) {
 
 // openFile opens an index file, mapped if the file system can.
 func openFile(fsys fsio.FS, name string) (*ShardIndex, error) {
-	f, err := fsys.OpenFile(name, 0, 0)
+	f, err := mapped.Open(fsys, name)
 	if err != nil {
 		return nil, err
 	}

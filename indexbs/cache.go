@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/internal/mapped"
 	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
@@ -261,6 +262,7 @@ func (a *accessorCache) fetch(ctx context.Context, key shard.Key) (*entry, error
 	for pause, left := shortPause, shortPatience; err != nil && mount.IsShortage(err) && left > 0 && ctx.Err() == nil; left -= pause {
 		a.counts.shortages.Add(1)
 		a.letGoIdle()
+		mapped.ReleaseDescriptors()
 		timer := time.NewTimer(pause)
 		select {
 		case <-timer.C:

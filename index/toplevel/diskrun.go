@@ -49,7 +49,7 @@ type diskRun struct {
 
 // openRun opens the run of a file. want is the checksum of its footer if that is known.
 func openRun(fsys fsio.FS, name string, id uint64, want *uint32, filters *filters) (_ *diskRun, err error) {
-	f, err := fsys.OpenFile(name, 0, 0)
+	f, err := mapped.Open(fsys, name)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, &DamagedError{File: name, What: "the file is missing"}
 	}

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/dagstore/dagstore/internal/fsio"
@@ -192,11 +193,7 @@ func (t *Table) open() (*descriptor, error) {
 		if t.gone.Load() {
 			return nil, fs.ErrNotExist
 		}
-		f, err := t.fs.OpenFile(t.name, os.O_RDONLY, 0)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) { // descriptors may be short
-			ReleaseDescriptors()
-			f, err = t.fs.OpenFile(t.name, os.O_RDONLY, 0)
-		}
+		f, err := Open(t.fs, t.name)
 		if err != nil {
 			t.gone.Store(errors.Is(err, fs.ErrNotExist))
 			return nil, err
@@ -317,16 +314,26 @@ func (d *descriptor) close() {
 }
 
 // ReleaseDescriptors closes the descriptors that Tables can do without, for whoever
-// needs some.
-func ReleaseDescriptors() {
+// needs some, and returns how many.
+func ReleaseDescriptors() (n int) {
 	for {
 		pool.Lock()
 		if len(pool.tables) == 0 {
 			pool.Unlock()
-			return
+			return n
 		}
 		d := pool.take(len(pool.tables) - 1)
 		pool.Unlock()
 		d.close()
+		n++
 	}
+}
+
+// Open opens a file to read it, and has Tables give up descriptors if there are none left.
+func Open(fsys fsio.FS, name string) (fsio.File, error) {
+	f, err := fsys.OpenFile(name, os.O_RDONLY, 0)
+	if (errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE)) && ReleaseDescriptors() > 0 {
+		f, err = fsys.OpenFile(name, os.O_RDONLY, 0)
+	}
+	return f, err
 }

@@ -4,11 +4,13 @@ package mapped
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -227,5 +229,51 @@ func TestTableWithoutMapping(t *testing.T) {
 	}
 	if x.Data() != nil || x.Warm().Holds(50, 150) {
 		t.Error("something is held of a file that is not mapped")
+	}
+}
+
+// short is a file system that has few descriptors.
+type short struct {
+	*fsiotest.Cold
+	limit int64
+}
+
+func (s *short) OpenFile(name string, flag int, perm os.FileMode) (fsio.File, error) {
+	if open, _ := s.Held(); open >= s.limit {
+		return nil, &os.PathError{Op: "open", Path: name, Err: syscall.EMFILE}
+	}
+	return s.Cold.OpenFile(name, flag, perm)
+}
+
+// TestTableGivesUpDescriptors: those of Tables go to whoever opens a file and finds none left,
+// and who finds none for a Table reads its mapping.
+func TestTableGivesUpDescriptors(t *testing.T) {
+	ReleaseDescriptors()
+	fsys := &short{Cold: fsiotest.NewCold(), limit: 5}
+	content := random(pageSize)
+	var all []*Table
+	for range 5 {
+		x, _ := table(t, fsys, content)
+		all = append(all, x)
+	}
+	f, err := Open(fsys, all[0].name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	if open, _ := fsys.Held(); open != 1 {
+		t.Errorf("%d files are open", open)
+	}
+	p := make([]byte, 100)
+	if n, err := all[1].ReadAt(p, 50); n != len(p) || err != nil || !bytes.Equal(p, content[50:150]) {
+		t.Errorf("%d bytes: %v", n, err)
+	}
+	ReleaseDescriptors()
+	fsys.limit = 0
+	if n, err := all[1].ReadAt(p, 50); n != len(p) || err != nil || !bytes.Equal(p, content[50:150]) {
+		t.Errorf("%d bytes without a descriptor: %v", n, err)
+	}
+	if _, err := Open(fsys, all[0].name); !errors.Is(err, syscall.EMFILE) {
+		t.Errorf("opened without a descriptor: %v", err)
 	}
 }
