@@ -42,7 +42,7 @@ func (s *daemonStore) start(t *testing.T, top index.Inverted) *dagstore.DAGStore
 	if err != nil {
 		t.Fatal(err)
 	}
-	return start(t, dagstore.Config{TransientsDir: s.copies, Datastore: s.meta, IndexRepo: repo, TopLevelIndex: top})
+	return start(t, dagstore.Config{TransientsDir: s.copies, Datastore: s.meta, IndexRepo: repo, TopLevelIndex: top, IdleHandles: -1})
 }
 
 // untouchable is a datastore that nobody may use.
@@ -403,6 +403,30 @@ func TestGivenIndexKeepsWhatIsGone(t *testing.T) {
 		inFirst, inSecond = append(inFirst, firstCids[i].Hash()), append(inSecond, secondCids[i].Hash())
 	}
 	only("the next life", inSecond, inFirst)
+
+	k = key("recovered")
+	destroy(t, d, key("k"))
+	register(t, d, k, &mount.FileMount{Path: path})
+	only("another shard", inSecond, inFirst)
+	third, thirdCids := makeCAR(randomBlocks(3, 25, 50)...)
+	writeFile(t, path, third)
+	for _, name := range names(t, s.indices) { // so that it is indexed again
+		if filepath.Ext(name) == ".idx" {
+			if err := os.Remove(filepath.Join(s.indices, name)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if acc, err := d.AcquireShardSync(background, k, dagstore.AcquireOpts{}); err == nil {
+		closeAll(t, acc)
+	} else if _, err := d.RecoverShardSync(background, k, dagstore.RecoverOpts{}); err != nil {
+		t.Fatal(err)
+	}
+	var inThird []mh.Multihash
+	for _, c := range thirdCids {
+		inThird = append(inThird, c.Hash())
+	}
+	only("the next content", inThird, slices.Concat(inFirst, inSecond))
 }
 
 func mapBatching() ds.Batching { return dssync.MutexWrap(ds.NewMapDatastore()) }
