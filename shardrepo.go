@@ -176,21 +176,28 @@ func (d *DAGStore) highestGeneration() (highest uint64, err error) {
 			highest = max(highest, gen)
 		}
 	}
-	_, err = d.indices.sweep(func(gen uint64) bool { // which asks for each and takes none
-		if believed(gen) {
-			highest = max(highest, gen)
-		}
-		return true
-	})
+	gen := uint64(0)
+	if r, ok := d.cfg.IndexRepo.(interface {
+		NewestGeneration(limit uint64) (uint64, int, error)
+	}); ok {
+		gen, _, err = r.NewestGeneration(believedBelow)
+	} else {
+		_, err = d.indices.sweep(func(g uint64) bool { // asks for each and takes none
+			if believed(g) {
+				gen = max(gen, g)
+			}
+			return true
+		})
+	}
 	if err != nil {
 		return 0, fmt.Errorf("dagstore: indices: %w", err)
 	}
-	return highest, nil
+	return max(highest, gen), nil
 }
 
 // believed says that a number can be one that a store has given: records and file names
 // are changed by others, and what follows the highest has to have numbers too.
-func believed(gen uint64) bool { return gen < 1<<62 }
+func believed(gen uint64) bool { return gen < believedBelow }
 
 // event is the newest event of a shard, of which a record is what is left. Gen and Seq are
 // 0 if the record does not say.
