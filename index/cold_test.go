@@ -255,3 +255,33 @@ func TestColdGround(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestColdFault: what is taken to be in memory and faults nevertheless is read by a call, which
+// says what is wrong, if anything is. Proves C10 (shard index).
+func TestColdFault(t *testing.T) {
+	records := evenRecords(2_000)
+	cold, repo, x := coldIndex(t, records)
+	find := func(r record) error {
+		e, found, err := x.Find(r.mh)
+		if err == nil && (!found || e.Size == 0) {
+			t.Fatalf("%+v, %t", e, found)
+		}
+		return err
+	}
+	for range 2 {
+		for _, r := range records {
+			if err := find(r); err != nil {
+				t.Fatal(err)
+			}
+		}
+		cold.Forget() // and the index does not know
+	}
+	name := filepath.Join(repo.dir, fileName(hashKey(shard.KeyFromString("cold")), 1))
+	if err := os.Truncate(name, int64(x.core.length)+10); err != nil {
+		t.Fatal(err)
+	}
+	var d *DamagedError
+	if err := find(records[0]); !errors.As(err, &d) {
+		t.Errorf("a file that was cut off: %v", err)
+	}
+}

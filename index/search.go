@@ -46,13 +46,22 @@ func (c *indexCore) search(g *group, digest []byte, again bool) (f finding, err 
 		defer func() {
 			debug.SetPanicOnFault(old)
 			if r := recover(); r != nil {
-				err = c.fault(r)
+				if err = c.fault(r); c.table != nil { // reading says what is wrong
+					c.table.Forget()
+					f, err = c.searchFile(g, digest, again)
+				}
 			}
 		}()
 		if f, ok, err := c.probe(g, digest, again, nil); ok || err != nil {
 			return f, err
 		}
 	}
+	return c.searchFile(g, digest, again)
+}
+
+// searchFile is search of what has to be read.
+func (c *indexCore) searchFile(g *group, digest []byte, again bool) (f finding, err error) {
+	defer c.unguard(c.guard(), &err)
 	buf := pageBuffers.Get().(*pageBuffer)
 	defer pageBuffers.Put(buf)
 	if f, ok, err := c.probe(g, digest, again, buf); ok || err != nil {

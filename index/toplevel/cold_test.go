@@ -6,6 +6,7 @@ package toplevel
 import (
 	"errors"
 	"math/rand/v2"
+	"os"
 	"strings"
 	"sync"
 	"testing"
@@ -183,5 +184,27 @@ func TestFilterIsTheirs(t *testing.T) {
 				t.Fatalf("%x of %d is denied", es[i].hi, n)
 			}
 		}
+	}
+}
+
+// TestColdRunFault: a bucket that is taken to be in memory and faults nevertheless is read by
+// a call, which says what is wrong, if anything is.
+func TestColdRunFault(t *testing.T) {
+	const shards, each = 6, 1_000
+	cold, x := coldRuns(t, shards, each, Options{})
+	for range 3 {
+		for n := range uint64(shards * each) {
+			find(t, x, n, each, shards*each)
+		}
+		cold.Forget() // and the index does not know
+	}
+	for _, r := range x.state.Load().disk {
+		if err := os.Truncate(r.name, 200); err != nil {
+			t.Fatal(err)
+		}
+	}
+	var d *DamagedError
+	if err := x.Lookup(hash(1, nil), func(Ingest) bool { return true }); !errors.As(err, &d) {
+		t.Errorf("a file that was cut off: %v", err)
 	}
 }

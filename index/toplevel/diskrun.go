@@ -199,16 +199,9 @@ func (r *diskRun) damaged(at uint64, what string) error {
 	return &DamagedError{File: r.name, Offset: int64(at), What: what}
 }
 
-// guard and unguard turn a fault on the mapping (a file that shrank underneath, a disk
-// that fails) into an error. Use: defer r.unguard(r.guard(), &err).
+// guard has a fault on the mapping (a file that shrank underneath, a disk that fails) be a
+// panic. It returns what debug.SetPanicOnFault is to be given back.
 func (r *diskRun) guard() (old bool) { return debug.SetPanicOnFault(true) }
-
-func (r *diskRun) unguard(old bool, err *error) {
-	debug.SetPanicOnFault(old)
-	if p := recover(); p != nil {
-		*err = r.fault(p)
-	}
-}
 
 // fault returns the error for a recovered fault on the mapping, and panics again with
 // anything else.

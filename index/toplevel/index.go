@@ -800,21 +800,33 @@ func (r *diskRun) visit(numbers []uint32, s *scratch, visit func(Ingest) bool) (
 
 // findAll finds all that a run has, in s.found.
 func (r *diskRun) findAll(f fingerprint, s *scratch) (err error) {
-	defer r.unguard(r.guard(), &err)
+	old := r.guard()
+	defer func() {
+		debug.SetPanicOnFault(old)
+		if p := recover(); p != nil {
+			if err = r.fault(p); r.file != nil { // reading says what is wrong
+				r.file.Forget()
+				err = r.findAll(f, s)
+			}
+		}
+	}()
 	s.found, err = r.find(f, s.found[:0], &s.bucket, math.MaxInt)
 	return err
 }
 
 // first finds the first run from number i on that has f, and up to someIngests of what
 // it has.
-func (st *state) first(f fingerprint, i int, s *scratch) (_ int, err error) {
+func (st *state) first(f fingerprint, i int, s *scratch) (at int, err error) {
 	s.found = s.found[:0]
 	r := st.disk[i]
 	old := r.guard()
 	defer func() {
 		debug.SetPanicOnFault(old)
 		if p := recover(); p != nil {
-			err = r.fault(p)
+			if err = r.fault(p); r.file != nil { // reading says what is wrong
+				r.file.Forget()
+				at, err = st.first(f, i, s)
+			}
 		}
 	}()
 	for ; i < len(st.disk); i++ {

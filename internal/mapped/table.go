@@ -100,6 +100,10 @@ func (t *Table) Warm() Warm {
 // Warm is which pages of a Table are taken to be in memory, a bit for each.
 type Warm []atomic.Uint64
 
+// Forget forgets what is in memory, for who met a fault: reading by system calls finds out
+// what is wrong.
+func (t *Table) Forget() { t.warm.Store(nil) }
+
 // AllWarm is of size bytes that are in memory.
 func AllWarm(size int64) Warm {
 	w := make(Warm, (size+wordPages*pageSize-1)/(wordPages*pageSize))
