@@ -2,6 +2,7 @@ package dagstore_test
 
 import (
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -46,14 +47,36 @@ func openFlaky(t *testing.T, dir string, broken bool) (*dagstore.DAGStore, *unre
 	return open(t, dir, dagstore.WithConfig(func(c *dagstore.Config) { c.IndexRepo = r })), r
 }
 
-// killed returns a copy of a store's directory as a SIGKILL would leave it now.
+// killed returns a copy of a store's directory as a SIGKILL would leave it now. The store
+// may merge runs meanwhile: then it is copied again.
 func killed(t *testing.T, dir string) string {
 	t.Helper()
-	to := filepath.Join(t.TempDir(), "store")
-	if err := os.CopyFS(to, os.DirFS(dir)); err != nil {
-		t.Fatal(err)
+	files := func() (all []string) {
+		err := filepath.WalkDir(dir, func(name string, e os.DirEntry, err error) error {
+			if err == nil && e.Type().IsRegular() {
+				var st os.FileInfo
+				if st, err = e.Info(); err == nil {
+					all = append(all, fmt.Sprint(name, st.Size(), st.ModTime()))
+				}
+			}
+			return err
+		})
+		if err != nil {
+			return nil
+		}
+		return all
 	}
-	return to
+	for {
+		to := filepath.Join(t.TempDir(), "store")
+		before := files()
+		err := os.CopyFS(to, os.DirFS(dir))
+		switch {
+		case err == nil && before != nil && slices.Equal(before, files()):
+			return to
+		case err != nil && !errors.Is(err, os.ErrNotExist):
+			t.Fatal(err)
+		}
+	}
 }
 
 // findsAll says whether lookups find each block in the shard that holds it.
