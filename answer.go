@@ -124,6 +124,13 @@ func (e *eventLoop) settle(req *request) bool {
 
 // answer turns the machine's reply into the caller's result.
 func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
+	if req.kind == fsm.Recover && r.Code == fsm.ErrFailed && lv.s.Ail == fsm.Changed && lv.s.Handle == fsm.Open && !req.again {
+		// It waited for a next try, which found another source than was indexed.
+		req.again = true
+		delete(e.parked, req.ticket)
+		e.internal = append(e.internal, input{req: req, lv: lv})
+		return
+	}
 	if !e.settle(req) {
 		if r.Accessor && !planted.Bug("store-reference-of-absent-kept") {
 			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})

@@ -363,3 +363,29 @@ func TestVeiled(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestRecoverWhatIsAwayAndChanged: a recovery of a shard whose source was away, and which
+// is back as another, takes it as it is now. Proves F30.
+func TestRecoverWhatIsAwayAndChanged(t *testing.T) {
+	car, _ := makeCAR(randomBlocks(1, 4, 100)...)
+	other, cids := makeCAR(randomBlocks(2, 5, 100)...)
+	path := writeFile(t, filepath.Join(t.TempDir(), "x.car"), car)
+	d := open(t, t.TempDir(), noIdleHandles)
+	register(t, d, key("s"), &mount.FileMount{Path: path})
+	noErr(t, os.Remove(path))
+	for range 3 {
+		_, err := d.AcquireShardSync(background, key("s"), dagstore.AcquireOpts{})
+		wantAway(t, "acquire", err)
+	}
+	writeFile(t, path, other)
+	if _, err := d.RecoverShardSync(background, key("s"), dagstore.RecoverOpts{}); err != nil {
+		t.Fatal(err)
+	}
+	acc := acquire(t, d, key("s"))
+	defer closeAll(t, acc)
+	for _, c := range cids {
+		if _, err := blockstore(t, acc).Get(background, c); err != nil {
+			t.Error(err)
+		}
+	}
+}

@@ -12,6 +12,7 @@ import (
 	"github.com/dagstore/dagstore/fsm"
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/carscan"
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/mount"
 )
 
@@ -46,7 +47,7 @@ func sourceFault(err error) fsm.Fault {
 		return fsm.FaultPassing // for who knows how long: nobody is made to wait
 	case mount.IsShortage(err):
 		return fsm.FaultShortage
-	case isEvidence(err):
+	case isEvidence(err), planted.Bug("store-away-recorded"):
 		return fsm.FaultSource
 	}
 	return fsm.FaultPassing

@@ -11,6 +11,7 @@ import (
 
 	mh "github.com/multiformats/go-multihash"
 
+	"github.com/dagstore/dagstore/internal/planted"
 	"github.com/dagstore/dagstore/projection"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -160,7 +161,7 @@ func (d *DAGStore) notServed(t *topLevel, h mh.Multihash, found []holder, pos Po
 		}
 	}
 	switch {
-	case len(troubled) > 0:
+	case len(troubled) > 0 && !planted.Bug("store-away-taken-for-absent"):
 		return unavailable(h, troubled)
 	case unseen || d.incomplete(t, pos):
 		return d.notKnown(t, pos)
@@ -171,6 +172,9 @@ func (d *DAGStore) notServed(t *topLevel, h mh.Multihash, found []holder, pos Po
 // incomplete says that what is not found may be there all the same: entries of shards
 // lack, or the view has not come as far as the journal was when the store started.
 func (d *DAGStore) incomplete(t *topLevel, pos Position) bool {
+	if planted.Bug("store-lacking-taken-for-absent") {
+		return false
+	}
 	return t.lackingCount() > 0 || pos.Seq < d.loop.startSeq
 }
 

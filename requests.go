@@ -95,6 +95,7 @@ type request struct {
 
 	noDownload bool
 	initialise bool // a Recover that only wants the shard initialised
+	again      bool // a Recover that is made once more, of a shard found changed
 	indexed    bool // its shard was available when it began to wait
 	holder     Holder
 	destroy    DestroyOpts

@@ -128,6 +128,13 @@ var bugs = []bug{
 	{"http-changed-source-not-noticed", "bytes of a source that changed between two requests are joined",
 		"mount", "TestHTTPHostile", nil, "F30, S4"},
 
+	{"store-away-recorded", "a source that cannot be had makes its shard errored",
+		".", "TestSourceAway", nil, "A2, A4"},
+	{"store-away-taken-for-absent", "a lookup takes a block of shards that cannot serve for absent",
+		".", "TestHealOnAcquire", nil, "A1, A2"},
+	{"store-lacking-taken-for-absent", "a lookup that lacks entries takes a block for absent",
+		".", "TestIndexMadeAgain", nil, "A1, A3"},
+
 	{"fsm-token-counted-twice", "a job takes two tokens of its slot",
 		"fsm", "TestModel", nil, "N5"},
 	{"fsm-token-leaked-at-failure", "a job that fails keeps its token",
