@@ -672,6 +672,7 @@ type scratch struct {
 	stripe uint32 // of the readers that it is counted with
 	found  []uint32
 	bucket []byte
+	faults int // met by this lookup
 	key    [shard.MaxKeyLen]byte
 }
 
@@ -735,7 +736,18 @@ func (x *Index) lookupElsewhere(mh multihash.Multihash, visit func(Ingest) bool)
 	return ErrClosed
 }
 
+// again says whether a lookup that met a fault in a run is to try again, by reading. That
+// does not fault, unless what is read is in memory for a moment and then is not.
+func (s *scratch) again(r *diskRun) bool {
+	if s.faults++; r.file == nil || s.faults > 3 {
+		return false
+	}
+	r.file.Forget()
+	return true
+}
+
 func (s *scratch) done() {
+	s.faults = 0
 	if cap(s.bucket) > maxScratch {
 		s.bucket = nil
 	}
@@ -804,8 +816,7 @@ func (r *diskRun) findAll(f fingerprint, s *scratch) (err error) {
 	defer func() {
 		debug.SetPanicOnFault(old)
 		if p := recover(); p != nil {
-			if err = r.fault(p); r.file != nil { // reading says what is wrong
-				r.file.Forget()
+			if err = r.fault(p); s.again(r) { // reading says what is wrong
 				err = r.findAll(f, s)
 			}
 		}
@@ -823,8 +834,7 @@ func (st *state) first(f fingerprint, i int, s *scratch) (at int, err error) {
 	defer func() {
 		debug.SetPanicOnFault(old)
 		if p := recover(); p != nil {
-			if err = r.fault(p); r.file != nil { // reading says what is wrong
-				r.file.Forget()
+			if err = r.fault(p); s.again(r) { // reading says what is wrong
 				at, err = st.first(f, i, s)
 			}
 		}
