@@ -7,6 +7,7 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/dagstore/dagstore/index"
 	"github.com/dagstore/dagstore/internal/planted"
@@ -81,6 +82,13 @@ func (d *DAGStore) pastsOf(gens map[uint64]struct{}) (*pasts, error) {
 		}
 		return true
 	})
+	if d.cfg.ShardRepo != nil || d.cfg.Journal == nil && d.cfg.Datastore == nil || planted.Bug("store-sweeps-without-a-record") {
+		p.all = true
+		return p, nil
+	}
+	if c, ok := d.journal.(journal.Compacted); ok {
+		p.horizon = c.Horizon().Seq
+	}
 	rest := make(map[uint64]struct{})
 	for g := range gens {
 		if _, ok := p.alive[g]; !ok {
@@ -176,10 +184,20 @@ type leftovers struct {
 	// strange: there is no record of their lives.
 	strange      []string
 	strangeBytes int64
+	sizes        map[string]int64
 }
 
 func (l *leftovers) add(p *pasts, trusted bool, name string, bytes int64) {
 	of, ok := lifeOf(name)
+	if _, born := p.born[of]; born && finished(name) {
+		if _, alive := p.alive[of.gen]; alive {
+			return // it was registered since the files were listed
+		}
+	}
+	if l.sizes == nil {
+		l.sizes = make(map[string]int64)
+	}
+	l.sizes[name] = bytes
 	if ok && (p.known(of) || trusted && p.forgotten(of)) {
 		l.over = append(l.over, name)
 		l.bytes += bytes
@@ -187,6 +205,11 @@ func (l *leftovers) add(p *pasts, trusted bool, name string, bytes int64) {
 	}
 	l.strange = append(l.strange, name)
 	l.strangeBytes += bytes
+}
+
+// finished tells a copy or an index from one that is being written.
+func finished(name string) bool {
+	return strings.HasSuffix(name, ".idx") || strings.HasSuffix(name, copySuffix)
 }
 
 // sweepLeftovers removes the copies and indices of lives that are over, and what was being
@@ -214,7 +237,7 @@ func (d *DAGStore) sweepLeftovers(copyAlive func(name string) bool, indexAlive f
 		what = "start: kept what was left behind by shards that are gone"
 	}
 	d.tellLeftovers(what, len(copies.over), len(indices.over), copies.bytes+indices.bytes, slices.Concat(copies.over, indices.over))
-	d.tellLeftovers("start: kept files that the journal has no record of (Leftovers lists them, CleanUp removes them)",
+	d.tellLeftovers("start: kept files that the journal has no record of (Leftovers lists them, CleanUp can remove them)",
 		len(copies.strange), len(indices.strange), copies.strangeBytes+indices.strangeBytes, slices.Concat(copies.strange, indices.strange))
 	return nil
 }

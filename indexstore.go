@@ -239,8 +239,15 @@ func (st lifeStore) open(key shard.Key, gen uint64) (finder, error) {
 	return &shardFinder{x: x}, nil
 }
 
+// drop also drops what the predecessor left of the key: a shard that is gone has gone there,
+// too.
 func (st lifeStore) drop(key shard.Key, gen uint64) error {
 	_, err := st.repo.DropIndex(key, gen)
+	if r, ok := st.repo.(legacyIndices); ok && err == nil {
+		if name, ok := index.LegacyName(key.String()); ok {
+			_, err = r.DropLegacy(name)
+		}
+	}
 	return err
 }
 

@@ -34,7 +34,8 @@ import (
 // the store answers ([DSInverted.ServeFrom]).
 type DSInverted struct {
 	ds     ds.Batching
-	mu     sync.Mutex // one read-modify-write at a time
+	whole  ds.Batching // without the namespace
+	mu     sync.Mutex  // one read-modify-write at a time
 	server atomic.Pointer[Inverted]
 }
 
@@ -54,7 +55,7 @@ var (
 
 // NewInverted returns a top-level index in dts.
 func NewInverted(dts ds.Batching) *DSInverted {
-	return &DSInverted{ds: namespace.Wrap(dts, invertedNamespace)}
+	return &DSInverted{ds: namespace.Wrap(dts, invertedNamespace), whole: dts}
 }
 
 // ServeFrom has x asked in place of the datastore from now on, and told what is added. A

@@ -73,12 +73,24 @@ func (r *FSIndexRepo) Files() ([]string, error) {
 	return names, err
 }
 
-// LegacyFiles lists the predecessor's index files, with their sizes.
-func (r *FSIndexRepo) LegacyFiles() ([]Leftover, error) {
-	return r.list(func(name string) bool {
-		_, _, ours := parseFileName(name)
-		return !ours && strings.HasSuffix(name, legacySuffix) && len(name) > len(legacySuffix)
-	})
+// LegacyFiles lists the predecessor's index files, with their sizes. Files that only have
+// such a name are not among them.
+func (r *FSIndexRepo) LegacyFiles() ([]Leftover, error) { return r.list(r.isLegacy) }
+
+// isLegacy says whether a file is an index of the predecessor by its name, and begins as
+// one: with the number of a codec that go-car writes, 0x0400 or 0x0401, as a varint.
+func (r *FSIndexRepo) isLegacy(name string) bool {
+	if _, _, ours := parseFileName(name); ours || !strings.HasSuffix(name, legacySuffix) || len(name) == len(legacySuffix) || filepath.Base(name) != name {
+		return false
+	}
+	f, err := r.fs.OpenFile(filepath.Join(r.dir, name), 0, 0)
+	if err != nil {
+		return false
+	}
+	defer f.Close() // was only read
+	var b [2]byte
+	n, _ := f.ReadAt(b[:], 0)
+	return n == len(b) && (b[0] == 0x80 || b[0] == 0x81) && b[1] == 0x08
 }
 
 // LegacyName returns the name of the index file that the predecessor gave a key; false
@@ -88,7 +100,7 @@ func LegacyName(key string) (string, bool) { return legacyName(shard.KeyFromStri
 // DropLegacy removes the predecessor's index file of a key, if there is one. Indices of
 // this release stay.
 func (r *FSIndexRepo) DropLegacy(name string) (bool, error) {
-	if _, _, ours := parseFileName(name); ours || !strings.HasSuffix(name, legacySuffix) || filepath.Base(name) != name {
+	if !r.isLegacy(name) {
 		return false, nil
 	}
 	return r.remove(name)

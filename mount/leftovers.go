@@ -89,3 +89,11 @@ func SyncCopies(fsys fsio.FS, dir string) error {
 	}
 	return fsys.SyncDir(dir)
 }
+
+// RemoveLegacyPartial removes an unfinished copy of the predecessor, and no other file.
+func RemoveLegacyPartial(fsys fsio.FS, dir, file string) error {
+	if !IsLegacyPartial(file) || filepath.Base(file) != file {
+		return nil
+	}
+	return removeFile(fsys, filepath.Join(dir, file))
+}
