@@ -61,16 +61,6 @@ func (d *DAGStore) pastsOf(gens map[uint64]struct{}) (*pasts, error) {
 	p := &pasts{born: make(map[life]struct{}), alive: make(map[uint64]struct{})}
 	if d.cfg.ShardRepo != nil {
 		p.keys = make(map[string]struct{})
-	} else if d.cfg.Journal == nil && d.cfg.Datastore == nil {
-		p.all = true
-		return p, nil
-	}
-	if planted.Bug("store-sweeps-without-a-record") {
-		p.all = true
-		return p, nil
-	}
-	if c, ok := d.journal.(journal.Compacted); ok {
-		p.horizon = c.Horizon().Seq
 	}
 	d.cat.Snapshot().All(func(r *projection.Record) bool {
 		if p.keys != nil {
@@ -82,7 +72,7 @@ func (d *DAGStore) pastsOf(gens map[uint64]struct{}) (*pasts, error) {
 		}
 		return true
 	})
-	if d.cfg.ShardRepo != nil || d.cfg.Journal == nil && d.cfg.Datastore == nil || planted.Bug("store-sweeps-without-a-record") {
+	if d.cfg.ShardRepo == nil && d.cfg.Journal == nil && d.cfg.Datastore == nil || planted.Bug("store-sweeps-without-a-record") {
 		p.all = true
 		return p, nil
 	}
@@ -178,7 +168,6 @@ var errFound = errors.New("found")
 
 // leftovers are the files of a directory that no living shard needs.
 type leftovers struct {
-	what  string // copies or indices
 	over  []string
 	bytes int64
 	// strange: there is no record of their lives.

@@ -2,6 +2,7 @@ package dagstore
 
 import (
 	"errors"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -11,6 +12,7 @@ import (
 	dssync "github.com/ipfs/go-datastore/sync"
 
 	"github.com/dagstore/dagstore/index"
+	"github.com/dagstore/dagstore/internal/fsio"
 	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 )
@@ -106,5 +108,37 @@ without a record: index/` + other
 	}
 	if _, err := d.Leftovers(ctx); !errors.Is(err, ErrClosed) {
 		t.Errorf("after Close: %v", err)
+	}
+}
+
+// TestCleanUpInMemory: a store whose journal is in memory has no past, and loses nothing of
+// what its shards have by a clean-up. Proves A6 (clean-up).
+func TestCleanUpInMemory(t *testing.T) {
+	p := newPartsWorld()
+	sim := fsio.NewSim(1)
+	repo, err := index.NewFSRepoOn(sim, partsRoot+"/index")
+	if err != nil {
+		t.Fatal(err)
+	}
+	registry := DefaultRegistry()
+	if err := registry.Register("stream", &streamMount{simMount{w: p.w, stream: true}}); err != nil {
+		t.Fatal(err)
+	}
+	d, err := NewDAGStore(Config{TransientsDir: partsRoot + "/copies", IndexRepo: repo, MountRegistry: registry, Logger: slog.New(slog.DiscardHandler), fs: sim})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Start(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	shards := map[string]int{}
+	p.register(t, d, "m", 0, 3, shards)
+	before := sim.Tree()
+	removed, err := d.CleanUp(t.Context(), CleanUpOpts{Unrecorded: true})
+	if err != nil || len(removed) != 0 || sim.Tree() != before {
+		t.Errorf("removed %v: %v", removed, err)
+	}
+	if err := errors.Join(p.serves(d, shards), d.Close()); err != nil {
+		t.Fatal(err)
 	}
 }
