@@ -131,7 +131,7 @@ func openFile(fsys fsio.FS, name string) (*ShardIndex, error) {
 		return nil, errors.Join(err, f.Close())
 	}
 	c := &indexCore{name: name, data: t.Data(), table: t, src: t, close: t.Close}
-	x, err := c.open(t, t.Size())
+	x, err := c.open(onceReader{t}, t.Size()) // an index that is only open takes nothing that grows with it
 	if err != nil {
 		return nil, errors.Join(err, c.close())
 	}
