@@ -1,4 +1,6 @@
-//go:build darwin || freebsd || linux
+// Where address space is short nothing is mapped.
+
+//go:build (darwin || freebsd || linux) && !386 && !arm
 
 package mapped
 
