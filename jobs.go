@@ -538,7 +538,7 @@ func probeSize(r io.ReaderAt) (int64, error) {
 func (j *job) index(ctx context.Context) *completion {
 	r, err := j.reader(ctx)
 	if err != nil {
-		return failed(fmt.Errorf("failed to acquire reader of mount on initialization: %w", err))
+		return &completion{err: fmt.Errorf("failed to acquire reader of mount on initialization: %w", err), fault: j.dataFault(err)}
 	}
 	defer r.closeNow()
 	defer func() {

@@ -258,6 +258,7 @@ func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string
 	if left == shard.Initialising && in.Fault == FaultPassing {
 		left = shard.Registered
 	}
+	otherCopy := t.On == IndexDone && failed && in.Fault == FaultCopy && !old.Retried && writable
 	pauses := in.Fault.passes() || old.Life == shard.Available && t.On != OpenDone
 	for _, rule := range [...]struct {
 		broken bool
@@ -295,8 +296,10 @@ func (c *checker) missed(t *Transition, st *step, old *Shard, o *outDiff) string
 		{t.On == IndexDone && ours && in.Err == nil && writable && s.Ail != Well, "ailing though it was indexed"},
 		{t.On == ProbeDone && ours && s.Data == Present && s.Owned != in.Owned, "the owner of the copy is mistaken"},
 		{t.On == FetchDone && ours && s.Data == Present && !s.Owned, "a fetched copy is the store's"},
-		{failed && (t.On != OpenDone || in.Fault.passes()) && goesOn && s.Cause != in.Err, "the cause is lost"},
-		{(t.On == ProbeDone || t.On == FetchDone || t.On == IndexDone) && ours && in.Err != nil && s.Cause != in.Err, "the cause is lost"},
+		{failed && !otherCopy && (t.On != OpenDone || in.Fault.passes()) && goesOn && s.Cause != in.Err, "the cause is lost"},
+		{(t.On == ProbeDone || t.On == FetchDone || t.On == IndexDone) && ours && in.Err != nil && !otherCopy && s.Cause != in.Err, "the cause is lost"},
+		{otherCopy && (s.Life != old.Life || len(o.events)+len(o.replies) > flags(len(old.Local) > 0)*len(old.Local)), "a bad copy is held against the shard"},
+		{otherCopy && s.Data == Present, "a bad copy is trusted"},
 		{t.On == Auto && !writable && (s.Life == shard.Initialising || s.Index == Building && old.Index != Building), "begins what cannot be recorded"},
 	} {
 		if rule.broken {
@@ -459,7 +462,7 @@ func (c *checker) shardState(w *world, i int) string {
 			!(s.Life == shard.Registered && w.net.ReadOnly), "a cause ⇒ errored, recovering or ailing"},
 		{s.Healing && s.Life != shard.Errored, "healing ⇒ errored"},
 		{s.Eager && (s.Life != shard.Registered || !w.net.ReadOnly), "eager ⇒ registered, and begun as soon as it can be recorded"},
-		{(s.Fresh || s.Retried) && s.Life != shard.Available && s.Life != shard.Recovering, "fresh or retried ⇒ available or recovering"},
+		{(s.Fresh || s.Retried) && s.Life == shard.Errored, "fresh or retried ⇒ not errored"},
 		{!w.net.ReadOnly && f.durable != life && (life != shard.Errored || f.durable != shard.Recovering), "N1: what is recorded is what is"},
 		{(s.Data == Ready || s.Data == Slow) && len(s.Parked)+len(s.Waiting) == 0 && !making, "probed ⇒ somebody wants it"},
 		{making && s.Idle(), "I10: an initialisation or recovery has a job or a place in a queue"},

@@ -427,6 +427,9 @@ func (w *world) completions(i int) (ins []Input) {
 	default:
 		add(func(*Input) {})
 	}
+	if f.job == JobIndex {
+		add(func(in *Input) { in.Err, in.Fault = errModel, FaultCopy })
+	}
 	if f.job == JobOpen {
 		add(func(in *Input) { in.Err, in.Fault = errModel, FaultIndex })
 		add(func(in *Input) { in.Err, in.Fault = errModel, FaultCopy })
@@ -476,7 +479,7 @@ func (w *world) apply(m move, seen func(i int, in *Input, out *Out)) {
 		w.wantMended = false
 		w.request(m)
 		w.step(m.shard, m.in, seen)
-		if w.wantMended && w.shards[m.shard].Life != shard.Available && w.fates[m.shard].durable != shard.Recovering {
+		if w.wantMended && w.shards[m.shard].Life != shard.Available && w.shards[m.shard].Life != shard.Initialising && w.fates[m.shard].durable != shard.Recovering {
 			w.blame("a fault that could be mended was not")
 		}
 	case moveLost, moveLostFreeze:
@@ -549,6 +552,8 @@ func (w *world) request(m move) {
 		f.distrusted = f.distrusted && in.Trigger == RemoveDone
 		f.open = f.open || in.Trigger == OpenDone
 		f.mended = f.mended && in.Trigger != OpenDone
+	case in.Trigger == IndexDone && in.Fault == FaultCopy && !f.mended && !w.net.ReadOnly:
+		f.mended, f.distrusted, w.wantMended = true, true, true
 	case in.Trigger == OpenDone && (in.Fault == FaultIndex || in.Fault == FaultCopy) && !f.mended && !(w.net.ReadOnly && in.Fault == FaultIndex):
 		f.mended = true
 		f.distrusted = f.distrusted || in.Fault == FaultCopy

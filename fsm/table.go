@@ -205,6 +205,12 @@ var (
 		func(s *Shard) bool { return s.Retried }, haveCause)
 	gWanted = on("initialisation wanted", places(PlaceParked, PlaceWish), "an acquire",
 		func(s *Shard) bool { return s.Eager || s.acquires() > 0 }, haveParked)
+	// gNoOtherCopy: fetching the copy afresh would not help, or did not.
+	gNoOtherCopy = &Guard{
+		Name: "not the copy at fault, or a second try", Reads: places(PlaceFault), Need: "another fault than the copy's, or a second try", Wakes: "a failed try",
+		holds: func(_ *Net, s *Shard, in *Input) bool { return in.Fault != FaultCopy || s.Retried },
+		have:  func(_ *Net, s *Shard, _ *Input) string { return haveCause(s) },
+	}
 	gAiling  = on("last try failed", places(PlaceFault), "a failure", func(s *Shard) bool { return s.Ail != Well }, haveCause)
 	gRested  = on("no pause after a failed try", places(PlaceRest), "the end of the pause", func(s *Shard) bool { return !s.Resting }, haveRest)
 	gResting = on("pause after a failed try", places(PlaceRest), "a failure", func(s *Shard) bool { return s.Resting }, haveRest)
