@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -17,8 +18,8 @@ import (
 func TestRefusedAppends(t *testing.T) {
 	j := newTestJournal()
 	d := start(t, dagstore.Config{Journal: j})
-	if _, err := d.WaitFor(background, dagstore.TopLevelView, dagstore.Latest()); err != nil {
-		t.Fatal(err)
+	for d.Health().State != dagstore.HealthReady { // the views have begun
+		runtime.Gosched()
 	}
 	if h := d.Health(); h.Refused != (dagstore.RefusedAppends{}) || strings.Contains(h.String(), "refused") {
 		t.Fatalf("before: %+v", h.Refused)

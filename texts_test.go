@@ -39,7 +39,7 @@ func TestErrorTexts(t *testing.T) {
 	k := key("thekey")
 	file := writeFile(t, filepath.Join(dir, "x.car"), testdata.CarV1)
 	register(t, d, k, &mount.FileMount{Path: file})
-	if err := os.WriteFile(file, testdata.Junk, 0o600); err != nil {
+	if err := os.Remove(file); err != nil {
 		t.Fatal(err)
 	}
 	_, err := d.AcquireShardSync(background, k, dagstore.AcquireOpts{})
@@ -47,6 +47,15 @@ func TestErrorTexts(t *testing.T) {
 	if err != nil && strings.Contains(err.Error(), "initializ") {
 		t.Errorf("an initialised shard: %v", err)
 	}
+	writeFile(t, file, testdata.Junk)
+	comesBack(t, "the shard", func() error {
+		acc, err := d.AcquireShardSync(background, k, dagstore.AcquireOpts{})
+		if err == nil {
+			once(t, acc.View(background, testdata.RootCID, func([]byte) error { return nil }))
+			closeAll(t, acc)
+		}
+		return err
+	})
 	_, err = d.RegisterShardSync(background, key("thekey2"), junk(), dagstore.RegisterOpts{})
 	once(t, err)
 	wantErr(t, "junk", err, dagstore.ErrShardInitializationFailed)
