@@ -631,7 +631,7 @@ func (j *job) dataFault(err error) fsm.Fault {
 func changedError(err error) error {
 	var mismatch *index.SourceMismatchError
 	if errors.As(err, &mismatch) {
-		return fmt.Errorf("%w since it was indexed, recover the shard to index it afresh: %w", mount.ErrSourceChanged, err)
+		return fmt.Errorf("%w: %w", mount.ErrSourceChanged, err)
 	}
 	return fmt.Errorf("the source cannot be held to what was indexed: %w", err)
 }

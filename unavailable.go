@@ -56,7 +56,9 @@ func (e *UnavailableError) Error() string {
 	if e.RetryAfter > 0 {
 		fmt.Fprintf(&b, ", next try in %s", e.RetryAfter.Round(time.Millisecond))
 	}
-	if e.Reason != nil {
+	if of, ok := e.Reason.(*BlockError); ok && len(e.Shards) == 1 && of.Shard == e.Shards[0] { // which is named already
+		fmt.Fprintf(&b, ": at offset %d: %v", of.Offset, of.Err)
+	} else if e.Reason != nil {
 		fmt.Fprintf(&b, ": %v", e.Reason)
 	}
 	return b.String()
