@@ -267,8 +267,13 @@ func isSuccessor(s *specimen, name string, i int) bool {
 	return i+1 < len(s.segments) && name == filepath.Base(s.segments[i+1])
 }
 
+// flip damages a byte and opens what is left, without HEAD, which would know of what is
+// lost by itself.
 func (s *specimen) flip(t *testing.T, path string, off int64, to byte, what string) outcome {
 	sim := s.sim.Clone(2)
+	if err := sim.Remove(filepath.Join(filepath.Dir(path), "HEAD")); err != nil {
+		t.Fatal(err)
+	}
 	f, err := sim.OpenFile(path, os.O_RDWR, 0)
 	if err != nil {
 		t.Fatal(err)

@@ -321,6 +321,9 @@ func (f *File) openSegment(name string) (fsio.File, error) {
 	if err != nil {
 		return nil, err
 	}
+	if planted.Bug("journal-no-lock") {
+		return file, nil
+	}
 	if err := planted.Unless("journal-segment-not-locked", func() error { return fsio.TryLock(file) }); err != nil {
 		_ = file.Close() // nothing was written
 		if errors.Is(err, fsio.ErrLocked) {
