@@ -71,7 +71,7 @@ func (d *DAGStore) ExplainCIDFor(ctx context.Context, c cid.Cid, fresh Consisten
 	}
 	f = d.overlay(f)
 	x := CIDExplanation{CID: c.String(), Multihash: c.Hash().B58String(), Shards: []ShardChoice{}, Seq: f.Applied.Seq, AsOf: f}
-	holders, err := v.(*topLevel).holders(ctx, c.Hash())
+	holders, err := v.(*topLevel).holders(ctx, c.Hash(), f.Applied.Seq)
 	if err != nil {
 		return CIDExplanation{}, err
 	}

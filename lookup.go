@@ -53,7 +53,7 @@ func (d *DAGStore) AppendShardsUpTo(ctx context.Context, dst []shard.Key, h mh.M
 	}
 	found := len(dst)
 	for i := range l.found {
-		if d.standing(&l.found[i], pos.Seq) == serving {
+		if l.found[i].is == serving {
 			dst = append(dst, l.found[i].key)
 		}
 	}
@@ -77,13 +77,13 @@ func (d *DAGStore) FindHolders(ctx context.Context, h mh.Multihash, c Consistenc
 		return by, fmt.Errorf("find holders: %w", d.told(err))
 	}
 	t := v.(*topLevel)
-	found, err := t.holders(ctx, h)
+	found, err := t.holders(ctx, h, f.Applied.Seq)
 	if err != nil {
 		return by, err
 	}
 	unseen := false
 	for i := range found {
-		switch d.standing(&found[i], f.Applied.Seq) {
+		switch found[i].is {
 		case serving:
 			by.Serving = append(by.Serving, found[i].key)
 		case away:
@@ -153,7 +153,7 @@ func (d *DAGStore) notServed(t *topLevel, h mh.Multihash, found []holder, pos Po
 	var troubled []UnavailableShard
 	unseen := false
 	for i := range found {
-		switch d.standing(&found[i], pos.Seq) {
+		switch found[i].is {
 		case away:
 			troubled = append(troubled, d.trouble(&found[i]))
 		case unseenYet:
@@ -225,13 +225,15 @@ type holder struct {
 	rec *projection.Record // nil: an index of others knows it and the catalogue does not
 	// known: the entry names the content that the catalogue's record says is there.
 	known bool
+	is    standing
 }
 
-// holders returns the shards that h is found in, in the order of their keys, whatever
-// their states are. Entries of another life or content do not count.
-func (t *topLevel) holders(ctx context.Context, h mh.Multihash) ([]holder, error) {
+// holders returns the shards that h is found in as of event seq, in the order of their
+// keys, whatever their states are. Entries of another life or content do not count.
+func (t *topLevel) holders(ctx context.Context, h mh.Multihash, seq uint64) ([]holder, error) {
 	l := lookups.Get().(*lookup)
 	defer l.done()
+	l.seq = seq
 	err := l.find(ctx, t, h)
 	return slices.Clone(l.found), err
 }
@@ -271,8 +273,10 @@ func (l *lookup) see(in ingest, known bool) bool {
 	case rec == nil:
 		l.found = append(l.found, holder{key: shard.KeyFromString(strings.Clone(in.key.String()))})
 	default:
-		l.found = append(l.found, holder{rec.Key(), rec, known}) // in.key is not ours to keep
-		if l.most > 0 && d.standing(&l.found[len(l.found)-1], l.seq) == serving {
+		h := holder{key: rec.Key(), rec: rec, known: known} // in.key is not ours to keep
+		h.is = d.standing(&h, l.seq)
+		l.found = append(l.found, h)
+		if h.is == serving {
 			l.servers++ // one in several runs counts more than once: the caller asked for some
 		}
 	}

@@ -70,7 +70,7 @@ func TestTopLevelOfErroredShards(t *testing.T) {
 		}
 		top := d.top.Load()
 		for _, b := range c.blocks {
-			found, err := top.holders(ctx, mh.Multihash(b.Cid().Hash()))
+			found, err := top.holders(ctx, mh.Multihash(b.Cid().Hash()), d.Position().Seq)
 			if err != nil || there != (len(found) == 1 && found[0].key == k) {
 				t.Errorf("index there %t: holders %v, %v", there, found, err)
 			}

@@ -220,13 +220,13 @@ func (d *DAGStore) FindShards(ctx context.Context, h mh.Multihash, c Consistency
 		return nil, f, fmt.Errorf("find shards: %w", d.told(err))
 	}
 	t := v.(*topLevel)
-	holders, err := t.holders(ctx, h)
+	holders, err := t.holders(ctx, h, f.Applied.Seq)
 	if err != nil {
 		return nil, f, err
 	}
 	kept := make([]shard.Key, 0, len(holders))
 	for i := range holders {
-		if d.standing(&holders[i], f.Applied.Seq) == serving {
+		if holders[i].is == serving {
 			kept = append(kept, holders[i].key)
 		}
 	}
