@@ -28,17 +28,14 @@ type ShardAccessor struct {
 	used   atomic.Bool // the caller has it in hand
 	onUse  atomic.Pointer[func() bool]
 	end    atomic.Pointer[chan struct{}] // closed by Close, if anybody waits for it
-	holder Holder                        // who lets go when asked; nil: a caller
-	gen    uint64                        // of the shard's life
-	// returned: the loop knows that it was closed.
-	returned bool
 }
 
 // newAccessor hands out a reference that the machine has counted.
 func newAccessor(e *eventLoop, lv *live, holder Holder) *ShardAccessor {
 	lv.handle.users.Add(1)
-	sa := &ShardAccessor{h: lv.handle, loop: e, lv: lv, holder: holder, gen: lv.s.Gen}
+	sa := &ShardAccessor{h: lv.handle, loop: e, lv: lv}
 	if holder != nil {
+		e.holderOf[sa] = holder
 		e.hold(lv, holder)
 	}
 	sa.bs = ShardBlockstore{sa: sa, verify: !e.d.cfg.SkipVerifyOnRead, byDefault: !e.d.cfg.SkipVerifyOnRead}

@@ -96,8 +96,8 @@ func (e *eventLoop) answerCode(req *request, code fsm.Code, cause error) {
 
 func (e *eventLoop) answerError(req *request, err error) {
 	if e.settle(req) {
-		if req.reclaimed != nil {
-			req.reclaimed(req.key, fsm.ErrFailed, err)
+		if req.more != nil && req.more.reclaimed != nil {
+			req.more.reclaimed(req.key, fsm.ErrFailed, err)
 			return
 		}
 		e.d.courier.deliver(req, ShardResult{Key: req.key, Error: err})
@@ -112,8 +112,8 @@ func (e *eventLoop) settle(req *request) bool {
 	if req.stop != nil {
 		req.stop()
 	}
-	if req.patience != nil {
-		req.patience.Stop()
+	if req.more != nil && req.more.patience != nil {
+		req.more.patience.Stop()
 	}
 	if req.reg != nil && !req.reg.begun {
 		req.reg.begun = true
@@ -138,21 +138,21 @@ func (e *eventLoop) answer(req *request, r *fsm.Reply, lv *live, at durable) {
 		return
 	}
 	switch {
-	case req.reclaimed != nil:
+	case req.more != nil && req.more.reclaimed != nil:
 		cause := r.Cause
 		if r.Code == fsm.ErrBusy && lv != nil {
 			cause = lv.needs()
 		}
-		req.reclaimed(req.key, r.Code, cause)
+		req.more.reclaimed(req.key, r.Code, cause)
 	case r.Accessor:
 		if err := req.ctx.Err(); err != nil && !planted.Bug("store-reference-of-absent-kept") {
 			e.internal = append(e.internal, input{lv: lv, trig: fsm.Release})
 			e.d.courier.deliver(req, ShardResult{Key: req.key, Error: err})
 			return
 		}
-		e.d.courier.deliver(req, ShardResult{Key: req.key, Accessor: newAccessor(e, lv, req.holder)})
-		if req.holder != nil && len(lv.s.Ending) > 0 {
-			e.ask(req.holder, lv.key)
+		e.d.courier.deliver(req, ShardResult{Key: req.key, Accessor: newAccessor(e, lv, req.holder())})
+		if len(lv.s.Ending) > 0 && req.holder() != nil {
+			e.ask(req.holder(), lv.key)
 		}
 	default:
 		code, cause := r.Code, r.Cause

@@ -65,6 +65,8 @@ type eventLoop struct {
 	copies     map[shard.Key]uint64
 	// outlived are the handles that accessors use and the loop no longer does.
 	outlived map[*handle]struct{}
+	// holderOf says who has an open accessor, if that is somebody who lets go when asked.
+	holderOf map[*ShardAccessor]Holder
 	idle     idleList
 	revive   pool
 	slow     pool
@@ -129,7 +131,7 @@ func newEventLoop(d *DAGStore) *eventLoop {
 			d.cfg.MaxConcurrentReadyFetches, d.cfg.MaxConcurrentIndex, d.cfg.MaxConcurrentOpens),
 		parked: make(map[fsm.Ticket]*request), sweeping: make(map[fsm.Ticket]struct{}),
 		mounts: make(map[uint64]retained),
-		copies: make(map[shard.Key]uint64), outlived: make(map[*handle]struct{}), held: make(map[Holder]int),
+		copies: make(map[shard.Key]uint64), outlived: make(map[*handle]struct{}), held: make(map[Holder]int), holderOf: make(map[*ShardAccessor]Holder),
 		clock: func() int64 { return time.Now().UnixNano() }, chance: chance,
 	}
 	e.mu.room = make(chan struct{})

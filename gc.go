@@ -73,7 +73,7 @@ func (d *DAGStore) GCWith(ctx context.Context, opts GCOptions) (*GCResult, error
 	for _, k := range copies {
 		busy[k] = true // its own result says
 		err := d.loop.submit(&request{ctx: ctx, key: k, kind: fsm.Reclaim,
-			reclaimed: func(key shard.Key, code fsm.Code, cause error) { results <- reclaimed{key, code, cause} }})
+			more: &extras{reclaimed: func(key shard.Key, code fsm.Code, cause error) { results <- reclaimed{key, code, cause} }}})
 		if err != nil {
 			return nil, err
 		}

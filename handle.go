@@ -21,6 +21,7 @@ import (
 // A read in progress keeps them open, whoever closes what meanwhile.
 type handle struct {
 	key   shard.Key
+	gen   uint64 // of the shard's life
 	r     io.ReaderAt
 	size  int64
 	src   *source

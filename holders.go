@@ -64,13 +64,13 @@ func (e *eventLoop) hold(lv *live, h Holder) {
 // returned notes that an accessor was closed. It reports whether the shard's life is
 // that of the accessor: readers that were cut off outlive theirs.
 func (e *eventLoop) returned(lv *live, sa *ShardAccessor) bool {
-	if h := sa.holder; h != nil && !sa.returned {
-		sa.returned = true
+	if h := e.holderOf[sa]; h != nil {
+		delete(e.holderOf, sa)
 		if e.held[h]--; e.held[h] <= 0 {
 			delete(e.held, h)
 		}
 		for i := range lv.holders {
-			if x := &lv.holders[i]; x.h == h && sa.gen == lv.s.Gen {
+			if x := &lv.holders[i]; x.h == h && sa.h.gen == lv.s.Gen {
 				if x.n--; x.n == 0 {
 					lv.holders = append(lv.holders[:i], lv.holders[i+1:]...)
 				}
@@ -78,7 +78,7 @@ func (e *eventLoop) returned(lv *live, sa *ShardAccessor) bool {
 			}
 		}
 	}
-	return sa.gen == lv.s.Gen
+	return sa.h.gen == lv.s.Gen
 }
 
 // heldByHolders is how many of the open accessors are let go of when somebody asks.
@@ -107,7 +107,7 @@ func (e *eventLoop) awaitEnd(lv *live, req *request) {
 		return
 	}
 	if !req.destroy.Wait && e.d.cfg.drive == nil {
-		req.patience = time.AfterFunc(destroyPatience, func() { e.complete(input{ctl: func() { e.giveUpDestroy(lv, req) }}) })
+		req.extras().patience = time.AfterFunc(destroyPatience, func() { e.complete(input{ctl: func() { e.giveUpDestroy(lv, req) }}) })
 	}
 	for _, x := range lv.holders {
 		e.ask(x.h, lv.key)

@@ -592,7 +592,7 @@ func (j *job) open(ctx context.Context) *completion {
 		}
 	}
 	h := newHandle(j.key, r, f, j.d.mapper(r.Reader))
-	h.copied, h.changed = !j.direct, changed
+	h.gen, h.copied, h.changed = j.gen, !j.direct, changed
 	ok = true
 	return &completion{handle: h, changed: changed}
 }

@@ -86,10 +86,9 @@ type request struct {
 	key    shard.Key
 	ticket fsm.Ticket // given when it is queued
 	since  int64      // when the loop took it
-	kind   fsm.Trigger
 	// state goes from pending to answered or abandoned, once.
 	state atomic.Int32
-	stop  func() bool // of the watch over ctx while parked
+	kind  fsm.Trigger
 	// sync: the caller takes part in the state and wants no watch over its channel.
 	sync bool
 
@@ -97,11 +96,39 @@ type request struct {
 	initialise bool // a Recover that only wants the shard initialised
 	again      bool // a Recover that is made once more, of a shard found changed
 	indexed    bool // its shard was available when it began to wait
-	holder     Holder
 	destroy    DestroyOpts
-	patience   *time.Timer // ends the waiting of a destruction that was not told to
+	stop       func() bool // of the watch over ctx while parked
 	reg        *registration
-	reclaimed  func(key shard.Key, code fsm.Code, cause error)
+	more       *extras // what few requests have; nil: none
+}
+
+// extras are what few requests have, so that the others are small.
+type extras struct {
+	holder    Holder
+	patience  *time.Timer // ends the waiting of a destruction that was not told to
+	reclaimed func(key shard.Key, code fsm.Code, cause error)
+}
+
+func extrasOf(h Holder) *extras {
+	if h == nil {
+		return nil
+	}
+	return &extras{holder: h}
+}
+
+func (r *request) extras() *extras {
+	if r.more == nil {
+		r.more = new(extras)
+	}
+	return r.more
+}
+
+// holder is who asks for an accessor, if that is somebody who lets go when asked.
+func (r *request) holder() Holder {
+	if r.more == nil {
+		return nil
+	}
+	return r.more.holder
 }
 
 const (
@@ -305,7 +332,7 @@ func (d *DAGStore) AcquireShard(ctx context.Context, key shard.Key, out chan Sha
 	if err := checkHolder(opts.Holder); err != nil {
 		return err
 	}
-	return d.request(&request{ctx: ctx, out: out, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload, holder: opts.Holder})
+	return d.request(&request{ctx: ctx, out: out, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload, more: extrasOf(opts.Holder)})
 }
 
 // RecoverShard fetches and indexes an errored shard afresh and sends the outcome to
@@ -326,7 +353,7 @@ func (d *DAGStore) AcquireShardSync(ctx context.Context, key shard.Key, opts Acq
 	if err := checkHolder(opts.Holder); err != nil {
 		return nil, err
 	}
-	res, err := d.wait(&request{ctx: ctx, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload, holder: opts.Holder}, d.request)
+	res, err := d.wait(&request{ctx: ctx, key: key, kind: fsm.Acquire, noDownload: opts.NoDownload, more: extrasOf(opts.Holder)}, d.request)
 	return res.Accessor, err
 }
 
