@@ -108,7 +108,11 @@ type BlockError struct {
 var ErrBlockCorrupt = errors.New("block does not match its CID")
 
 func (e *BlockError) Error() string {
-	return fmt.Sprintf("shard %q: block %s at offset %d: %v", e.Shard, e.Cid, e.Offset, e.Err)
+	return fmt.Sprintf("shard %q: %s", e.Shard, e.inShard())
+}
+
+func (e *BlockError) inShard() string {
+	return fmt.Sprintf("block %s at offset %d: %v", e.Cid, e.Offset, e.Err)
 }
 
 func (e *BlockError) Unwrap() error { return e.Err }

@@ -60,7 +60,7 @@ func TestViewThatHangs(t *testing.T) {
 func TestFollowerViewOvertaken(t *testing.T) {
 	dir := t.TempDir()
 	opts := []dagstore.Option{
-		dagstore.WithCheckpoints(projection.CheckpointPolicy{Events: 10}),
+		dagstore.WithCheckpoints(projection.CheckpointPolicy{Events: 1 << 20, Bytes: 1 << 30}),
 		dagstore.WithRetention(projection.Retention{Bytes: 1}),
 		dagstore.WithJournalOptions(journal.FileOptions{SegmentSize: 4 << 10}),
 	}
@@ -78,10 +78,11 @@ func TestFollowerViewOvertaken(t *testing.T) {
 			if _, err := d.WaitFor(background, dagstore.TopLevelView, dagstore.Latest()); err != nil {
 				t.Fatal(err)
 			}
-			if err := d.Checkpoint(background); err != nil {
+			// Only now may go what the catalogue has seen, and the view has not.
+			if _, err := f.WaitFor(background, dagstore.CatalogueView, dagstore.AtLeast(d.Position())); err != nil {
 				t.Fatal(err)
 			}
-			if _, err := f.WaitFor(background, dagstore.CatalogueView, dagstore.AtLeast(d.Position())); err != nil {
+			if err := d.Checkpoint(background); err != nil {
 				t.Fatal(err)
 			}
 		}
