@@ -179,12 +179,40 @@ func (h *handler) find(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	shows(w, f)
-	return answer(w, http.StatusOK, struct {
+	out := struct {
 		Multihash string                 `json:"multihash"`
 		Shards    []shard.Key            `json:"shards"`
+		Away      []awayJSON             `json:"away,omitempty"`
 		Freshness dagstore.FreshnessJSON `json:"freshness"`
-	}{hash.B58String(), keys, dagstore.FreshnessAsJSON(f)})
+	}{Multihash: hash.B58String(), Shards: keys, Freshness: dagstore.FreshnessAsJSON(f)}
+	// Who gets an answer is told besides which others hold the block and cannot serve now.
+	by, err := h.store.FindHolders(r.Context(), hash, dagstore.Any())
+	if err != nil && !errors.Is(err, dagstore.ErrNotFresh) {
+		return err
+	}
+	for _, u := range by.Away {
+		out.Away = append(out.Away, asAway(u))
+	}
+	shows(w, f)
+	return answer(w, http.StatusOK, out)
+}
+
+// awayJSON is a shard that holds a block and cannot serve now.
+type awayJSON struct {
+	Key    shard.Key `json:"key"`
+	State  string    `json:"state"`
+	Reason string    `json:"reason,omitempty"`
+	Since  time.Time `json:"since"`
+	// RetryAfter is missing if it does not pass by itself.
+	RetryAfter float64 `json:"retryAfterSeconds,omitempty"`
+}
+
+func asAway(u dagstore.UnavailableShard) awayJSON {
+	a := awayJSON{Key: u.Key, State: u.State.String(), Since: u.Since.UTC(), RetryAfter: u.RetryAfter.Seconds()}
+	if u.Reason != nil {
+		a.Reason = u.Reason.Error()
+	}
+	return a
 }
 
 // hashParam reads which block is asked for.
@@ -252,6 +280,7 @@ nav a{margin-right:1rem}
 <table><tr><th>shards<th>number</tr>
 {{range .Counts}}<tr><td>{{.State}}<td class="n">{{.N}}</tr>
 {{else}}<tr><td>none<td class="n">0</tr>{{end}}</table>
+{{with .Health.Shards}}{{if or .Errored .Recovering .Away}}<p class="err">Shards that cannot serve: {{.Errored}} errored, {{.Recovering}} being recovered, {{.Away}} whose sources could not be had when they were last asked for.</p>{{end}}{{end}}
 <nav><a href="healthz">healthz</a><a href="readyz">readyz</a><a href="freshness">freshness</a><a href="shards">shards</a><a href="shards?state=errored">errored shards</a><a href="machine">machine</a></nav>
 </html>
 `))

@@ -9,12 +9,14 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/dagstore/dagstore"
+	"github.com/dagstore/dagstore/mount"
 	"github.com/dagstore/dagstore/shard"
 	"github.com/dagstore/dagstore/status"
 	"github.com/dagstore/dagstore/testdata"
@@ -159,5 +161,46 @@ func TestPlain(t *testing.T) {
 	got := status.Plain(errors.New("a\x1b[31mb\x00\u202ec\u009bd é\n"))
 	if got != "a\ufffd[31mb\ufffd\ufffdc\ufffdd é\ufffd" {
 		t.Errorf("%q", got)
+	}
+}
+
+// TestHoldersAway: a lookup tells which shards hold the block and cannot serve, beside
+// those that can, and is 503 if there are none; the page counts them. Proves A1, A2 (over
+// HTTP).
+func TestHoldersAway(t *testing.T) {
+	d := open(t, t.TempDir())
+	file := filepath.Join(t.TempDir(), "x.car")
+	if err := os.WriteFile(file, testdata.CarV1, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gone := shard.KeyFromString("gone")
+	if _, err := d.RegisterShardSync(t.Context(), gone, &mount.FileMount{Path: file}, dagstore.RegisterOpts{}); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, testdata.Junk, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	acc, err := d.AcquireShardSync(t.Context(), gone, dagstore.AcquireOpts{})
+	if err == nil { // with evidence that the source has changed, which a recovery finds
+		acc.Close()
+	}
+	if _, err := d.RecoverShardSync(t.Context(), gone, dagstore.RecoverOpts{}); err == nil {
+		t.Fatal("recovered from junk")
+	}
+	if i, err := d.GetShardInfo(gone); err != nil || i.ShardState != dagstore.ShardStateErrored {
+		t.Fatalf("%v, %v", i, err)
+	}
+	h := status.Handler(d, status.WithLogger(quiet))
+	find := "/find?cid=" + testdata.RootCID.String()
+	if g := get(t, h, find, "Dagstore-Consistency", "latest"); g.code != 503 || g.json["type"] != "/problems/unavailable" || g.head.Get("Retry-After") == "" {
+		t.Errorf("the only holder is errored: %d %v %s", g.code, g.head, g.body)
+	}
+	register(t, d, "a")
+	g := get(t, h, find, "Dagstore-Consistency", "latest")
+	if g.code != 200 || !strings.Contains(g.body, `"away"`) || !strings.Contains(g.body, `"gone"`) {
+		t.Errorf("another holder is errored: %d %s", g.code, g.body)
+	}
+	if g := get(t, h, "/"); !strings.Contains(g.body, "1 errored, 0 being recovered") {
+		t.Errorf("the page: %s", g.body)
 	}
 }
