@@ -132,6 +132,7 @@ func TestExplainQueue(t *testing.T) {
 			}
 			closeAll(t, res.Accessor)
 		}
+		settle() // the courier takes note
 		if rs := d.ExplainRequests(out); len(rs) != 0 {
 			t.Errorf("%d requests are pending after their answers", len(rs))
 		}

@@ -366,9 +366,9 @@ func (j *job) probe(ctx context.Context) *completion {
 	st, err := abandonable(ctx, j.d, func() (mount.Stat, error) { return j.mnt.Stat(ctx) }, nil)
 	switch {
 	case err != nil:
-		return failed(fmt.Errorf("failed to stat mount: %w", err))
+		return failed(fmt.Errorf("ask for the source: %w", err))
 	case !st.Exists:
-		return failed(fmt.Errorf("failed to fetch from mount: the source does not exist: %w", fs.ErrNotExist))
+		return failed(fmt.Errorf("the source does not exist: %w", fs.ErrNotExist))
 	}
 	return &completion{ready: st.Ready}
 }
@@ -384,7 +384,7 @@ func (j *job) fetch(ctx context.Context) *completion {
 	// that ignores its context must not hold up the shard meanwhile.
 	j.d.jobs.Go(func() { u.Close() })
 	if err != nil {
-		return failed(fmt.Errorf("failed to fetch from mount: %w", err))
+		return failed(err) // which says that it is of a fetch
 	}
 	return &completion{}
 }
@@ -538,7 +538,7 @@ func probeSize(r io.ReaderAt) (int64, error) {
 func (j *job) index(ctx context.Context) *completion {
 	r, err := j.reader(ctx)
 	if err != nil {
-		return &completion{err: fmt.Errorf("failed to acquire reader of mount on initialization: %w", err), fault: j.dataFault(err)}
+		return &completion{err: fmt.Errorf("open the source: %w", err), fault: j.dataFault(err)}
 	}
 	defer r.closeNow()
 	defer func() {
@@ -551,7 +551,7 @@ func (j *job) index(ctx context.Context) *completion {
 		return &completion{err: err, fault: j.indexFault(err)}
 	}
 	if err := j.d.top.Load().add(ctx, j, info, mhs); err != nil {
-		return failed(fmt.Errorf("failed to add shard to the top-level index: %w", err))
+		return failed(fmt.Errorf("add to the top-level index: %w", err))
 	}
 	return &completion{info: info}
 }
@@ -560,7 +560,7 @@ func (j *job) index(ctx context.Context) *completion {
 func (j *job) open(ctx context.Context) *completion {
 	r, err := j.reader(ctx)
 	if err != nil {
-		return &completion{err: fmt.Errorf("failed to acquire reader of mount so we can return the accessor: %w", err), fault: j.dataFault(err)}
+		return &completion{err: fmt.Errorf("open the source: %w", err), fault: j.dataFault(err)}
 	}
 	var ok bool
 	defer closeUnless(&ok, r)
@@ -573,7 +573,7 @@ func (j *job) open(ctx context.Context) *completion {
 		case isIndexFault(err) || errors.Is(err, index.ErrNotFound) || errors.Is(err, fs.ErrNotExist):
 			fault = fsm.FaultIndex
 		}
-		return &completion{err: fmt.Errorf("failed to recover index for shard %s: %w", j.key, err), fault: fault}
+		return &completion{err: fmt.Errorf("open the index: %w", err), fault: fault}
 	}
 	defer func() {
 		if !ok {
