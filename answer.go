@@ -200,9 +200,7 @@ func (r *refusal) Unwrap() []error { return []error{r.err, r.away} }
 // awayError says that a shard's source cannot be had, and when it is tried again.
 func (e *eventLoop) awayError(lv *live, cause error) error {
 	u := &UnavailableError{Shards: []shard.Key{lv.key}, Reason: cause, Since: timeOf(lv.ail.since)}
-	if at := lv.ail.retryAt; at != 0 {
-		u.RetryAfter = max(time.Duration(at-e.now), time.Millisecond)
-	}
+	u.RetryAfter = max(time.Duration(lv.ail.retryAt-e.now), pauseFirst) // sooner it is of no use
 	if lv.s.Life == shard.Registered {
 		return fmt.Errorf("%w: %w", ErrShardInitializationFailed, u)
 	}

@@ -153,6 +153,10 @@ type Config struct {
 	// with mount.ErrTooSlow. 0 means 1,024, negative no bound. HTTP mounts have a bound
 	// of their own besides, see mount.HTTPOptions.
 	MinFetchRate int64
+	// AbandonFetchAfter ends a fetch that nobody has waited for that long, within twice
+	// the time: those who wanted the shard left, and it is neither being recovered nor one
+	// that is not lazy. 0 means five minutes, negative never.
+	AbandonFetchAfter time.Duration
 	// RecoverOnStart says what becomes of errored shards at Start.
 	RecoverOnStart RecoverOnStartPolicy
 	// ShardIndexer replaces the built-in scanner; nil does not.
@@ -225,6 +229,7 @@ const (
 	defaultIdle        = 128
 	defaultIdleTimeout = time.Second
 	defaultCloseWait   = 2 * time.Second
+	defaultAbandon     = 5 * time.Minute
 )
 
 // withDefaults returns cfg with every zero replaced by what it stands for.
@@ -245,6 +250,9 @@ func (cfg Config) withDefaults() Config {
 	}
 	if cfg.IdleTimeout <= 0 {
 		cfg.IdleTimeout = defaultIdleTimeout
+	}
+	if cfg.AbandonFetchAfter == 0 {
+		cfg.AbandonFetchAfter = defaultAbandon
 	}
 	if cfg.CloseTimeout <= 0 {
 		cfg.CloseTimeout = defaultCloseWait

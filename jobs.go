@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"runtime/debug"
+	"sync"
 	"time"
 
 	"github.com/dagstore/dagstore/fsm"
@@ -161,6 +162,9 @@ func (e *eventLoop) startJob(lv *live, eff *fsm.Effect) {
 	j.cancel = cancel
 	run := func() {
 		stop := e.watchOverdue(lv, j.kind, attempt)
+		if j.kind == fsm.JobFetch {
+			stop = e.watchUnwanted(lv, attempt)
+		}
 		c := j.run(ctx)
 		stop()
 		j.cancel()
@@ -197,6 +201,42 @@ func (e *eventLoop) watchOverdue(lv *live, kind fsm.Job, attempt uint32) (stop f
 		return func() bool { return true }
 	}
 	return e.overdueIn(openPatience, lv, attempt).Stop
+}
+
+// watchUnwanted ends a fetch that nobody waits for, until the job calls stop.
+func (e *eventLoop) watchUnwanted(lv *live, attempt uint32) (stop func() bool) {
+	after := e.d.cfg.AbandonFetchAfter
+	if after < 0 || e.d.cfg.drive != nil {
+		return func() bool { return true }
+	}
+	unwanted := false // when last looked at; the loop's
+	var timer *time.Timer
+	look := func() {
+		s := &lv.s
+		switch {
+		case e.closing || lv.gone || s.Attempt != attempt || s.Job() != fsm.JobFetch || s.FormerJob():
+			return
+		case s.Acquires() > 0 || len(s.Waiting) > 0 || s.Life == shard.Recovering || s.Life == shard.Initialising && !s.Lazy:
+			unwanted = false
+		case unwanted && !lv.busy:
+			e.d.log.Info("a fetch that nobody waits for ends", "shard", lv.key.String())
+			e.cancelRunning(lv)
+			e.drain()
+			return
+		default:
+			unwanted = true
+		}
+		timer.Reset(after)
+	}
+	var begun sync.Mutex // the timer is set before it can fire
+	begun.Lock()
+	defer begun.Unlock()
+	timer = time.AfterFunc(after, func() {
+		begun.Lock()
+		defer begun.Unlock()
+		e.complete(input{ctl: look})
+	})
+	return timer.Stop
 }
 
 func (e *eventLoop) overdueIn(d time.Duration, lv *live, attempt uint32) *time.Timer {
