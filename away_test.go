@@ -389,3 +389,41 @@ func TestRecoverWhatIsAwayAndChanged(t *testing.T) {
 		}
 	}
 }
+
+// TestRottenBlockIsNoted: a file that was replaced by one of the same length which differs
+// in one block is not noticed when it is opened, but when that block is read: the shard
+// says so, goes on serving the others, and can be recovered. Proves F21, F30, I13.
+func TestRottenBlockIsNoted(t *testing.T) {
+	all := randomBlocks(1, 400, 100)
+	car, cids := makeCAR(all...)
+	other := append([][]byte{}, all...)
+	other[201] = randomBlocks(2, 1, 100)[0] // none of those that are sampled
+	changedCAR, otherCids := makeCAR(other...)
+	path := writeFile(t, filepath.Join(t.TempDir(), "x.car"), car)
+	d := open(t, t.TempDir(), noIdleHandles)
+	register(t, d, key("s"), &mount.FileMount{Path: path})
+	noErr(t, os.Rename(writeFile(t, path+".new", changedCAR), path))
+	acc := acquire(t, d, key("s"))
+	for range 2 {
+		err := acc.View(background, cids[201], func([]byte) error { return nil })
+		wantErr(t, "the block", err, dagstore.ErrBlockCorrupt)
+	}
+	noErr(t, acc.View(background, cids[7], func([]byte) error { return nil }))
+	comesBack(t, "the note", func() error { // which goes through the event loop
+		if i, err := d.GetShardInfo(key("s")); err != nil || i.Error == nil {
+			return fmt.Errorf("%+v, %v", i, err)
+		}
+		return nil
+	})
+	closeAll(t, acc)
+	if _, err := d.RecoverShardSync(background, key("s"), dagstore.RecoverOpts{}); err != nil {
+		t.Fatal(err)
+	}
+	bs := blocksOf(t, d)
+	if _, err := bs.Get(background, otherCids[201]); err != nil {
+		t.Error(err)
+	}
+	if _, err := bs.Get(background, cids[201]); !ipld.IsNotFound(err) {
+		t.Errorf("the former block: %v", err)
+	}
+}
