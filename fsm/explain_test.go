@@ -49,7 +49,7 @@ func TestWhyNamesWhatIsMissing(t *testing.T) {
 	rival(Input{Trigger: IndexDone, Attempt: 3})
 	b.do(Input{})
 	b.done(Input{})
-	ask("life available", "next: open", "needs somebody waits for the shard")
+	ask("available; an acquire opens it", "life available")
 	b.do(Input{Trigger: Acquire, Ticket: 1})
 	b.done(Input{})
 	ask("ready: an acquire is answered at once")
