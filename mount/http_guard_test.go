@@ -121,7 +121,7 @@ func TestNothingUnsolicited(t *testing.T) {
 			if tc.first != "" {
 				s.Listener = &talking{s.Listener, tc.first}
 			}
-			o := &HTTPOptions{Retries: -1, IdleTimeout: 5 * time.Second}
+			o := &HTTPOptions{Retries: -1, IdleTimeout: 500 * time.Millisecond}
 			if secure {
 				s.StartTLS()
 				o.TLS = s.Client().Transport.(*http.Transport).TLSClientConfig
