@@ -192,8 +192,11 @@ func (e *eventLoop) committed(c *commit) {
 		lv.busy, lv.before = false, nil
 		lv.s.Gen, lv.seq = ev.Gen, ev.Seq
 		lv.s.Recorded(ev.Seq)
-		if ev.Kind == shard.EventRegistered {
+		switch ev.Kind {
+		case shard.EventRegistered:
 			e.nowDurable(lv)
+		case shard.EventIndexed:
+			lv.was = ev.State.Index
 		}
 		e.publish(lv)
 		for j := p.traces.from; j < p.traces.to; j++ {

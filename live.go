@@ -174,7 +174,6 @@ func (lv *live) event(ev fsm.Event, now int64) shard.Event {
 		st.Index = lv.was // whose blocks are away, and not absent
 	case shard.Available:
 		st.Index = s.Info
-		lv.was = s.Info
 	}
 	return shard.Event{Gen: s.Gen, Time: now, Kind: ev.Kind, Key: lv.key, State: st}
 }

@@ -40,6 +40,18 @@ type pauses struct {
 	due   int64 // when the timer fires; 0: there is none
 }
 
+// clockWentBack moves all ends by how much the clock says less than the timer, which is
+// not moved by who sets the clock.
+func (p *pauses) clockWentBack(by int64) {
+	for i := range p.ends {
+		end := &p.ends[i]
+		if end.lv.ail.retryAt == end.at {
+			end.lv.ail.retryAt -= by
+		}
+		end.at -= by
+	}
+}
+
 // pause is one end. It counts if the shard still waits for it.
 type pause struct {
 	at int64
@@ -162,9 +174,13 @@ func (p *pauses) stop() {
 // endPauses has those shards tried again whose pauses are over.
 func (e *eventLoop) endPauses() {
 	p := &e.pauses
+	due := p.due
 	p.due = 0
 	if e.closing {
 		return
+	}
+	if due > e.now {
+		p.clockWentBack(due - e.now)
 	}
 	for len(p.ends) > 0 && p.ends[0].at <= e.now {
 		end := heap.Pop(&p.ends).(pause)
